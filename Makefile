@@ -1,0 +1,50 @@
+# Every target makes .venv itself when it is missing, and leaves it alone when nothing changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export TF_CPP_MIN_LOG_LEVEL := 3
+export PYTHONWARNINGS := ignore
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: install run test check lab docs bench readme clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "brain_vit needs Python 3.11 or newer: name one with 'make PYTHON=python3.12 install'."; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,jax]"
+	touch $@
+
+# The main job: train on phantoms, evaluate on held-out ones, draw where the model looked.
+run: install
+	$(BIN)/brain_vit train phantom --from scratch
+
+# A fresh export must equal what is committed, README.md must equal what index.ipynb says.
+check: install
+	rm -rf .check && cp -r brain_vit .check && nbdev_export
+	diff -r -x __pycache__ brain_vit .check || { rm -rf .check; echo "brain_vit/ was not what the notebooks export. It is now: commit it."; exit 1; }
+	rm -rf .check
+	$(MAKE) --silent readme README=.README.check && cmp README.md .README.check && rm .README.check || { rm -f .README.check; echo "README.md is not what nbs/index.ipynb says: run 'make readme'."; exit 1; }
+
+test: check
+	nbdev_test --n_workers 2 --do_print
+	$(BIN)/python -m pytest tests
+
+lab: install
+	$(BIN)/jupyter lab nbs
+
+README ?= README.md
+readme: install
+	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --stdout nbs/index.ipynb | sed -E 's#\]\(([a-z0-9_]+\.ipynb|images/)#](nbs/\1#g' > $(README)
+
+docs: install
+	@command -v quarto > /dev/null || { echo "The site is rendered by Quarto, which is not installed: get it from https://quarto.org/docs/get-started and run 'make docs' again."; exit 2; }
+	nbdev_docs
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .check .README.check build dist *.egg-info _proc _docs .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
