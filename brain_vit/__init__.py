@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/17_package.ipynb #542aa617
 import importlib
 
-# %% ../nbs/17_package.ipynb #3450ad0f
+# %% ../nbs/17_package.ipynb #4f49a9a9
 __version__ = "0.1.0"
 _PUBLIC = {
     "_base": ["InputError"],
@@ -22,13 +22,15 @@ _PUBLIC = {
     "attention": ["SelfAttention", "patch_importance", "scaled_dot_product_attention"],
     "multihead": ["MultiHeadSelfAttention"],
     "encoder": ["FeedForward", "TransformerBlock"],
-    "vit": ["LECTURE", "PRESETS", "SMALL", "LesionPooling", "ViTConfig", "attention_maps", "attention_readout", "build_vit", "predict_outputs"],
+    "vit": ["LECTURE", "PRESETS", "SMALL", "LesionPooling", "ViTConfig", "attention_maps", "attention_readout", "build_vit", "copy_weights", "predict_outputs"],
     "training": ["SliceBatches", "TrainConfig", "compile_vit", "fit", "lesion_fraction", "lesion_loss", "plot_curves"],
     "augment": ["Augmentation", "augment_batch", "enlarge"],
     "pretrain": ["PhantomBatches", "render_pool"],
     "accuracy": ["classification_metrics", "metrics_table", "wilson_interval"],
     "calibration": ["choose_threshold", "fit_temperature"],
-    "evaluate": ["check_split"],
+    "baselines": ["METHODS", "Method", "make_method"],
+    "crossvalidate": ["check_split"],
+    "evaluate": [],
     "heatmap": ["HEATMAPS", "attention_heat", "lesion_heat", "overlay", "pointing_hits"],
     "predict": ["Failure", "Prediction", "Predictor"],
     "run": ["pretrain_run", "train_recipe", "train_run"],

@@ -194,7 +194,7 @@ def egg_outline(
     radius = (np.abs(c / (half_width * (1 + egg * s))) ** power + np.abs(s / half_height) ** power) ** (-1 / power)
     return radius * uneven(generator)
 
-# %% ../nbs/01_anatomy.ipynb #32aeea0d
+# %% ../nbs/01_anatomy.ipynb #1bda1ea0
 def point_outline(
     generator: np.random.Generator, # source of randomness
     points: list, # (x, y) in mm around the origin
@@ -203,10 +203,10 @@ def point_outline(
     "An outline through given points, as a radius per direction."
     points = np.asarray(points, float)
     if mirror:
-        points = np.concatenate([points, (points * (-1, 1))[::-1]])
+        points = np.concatenate([points, (points[points[:, 0] != 0] * (-1, 1))[::-1]])
     curve = closed_curve(points * generator.uniform(0.95, 1.05, 2))
     turn = np.arctan2(curve[:, 1], curve[:, 0]) % (2 * np.pi)
-    order = np.argsort(turn)
+    order = np.argsort(turn, kind="stable")
     radius = np.interp(np.arange(NUM_ANGLES) * 2 * np.pi / NUM_ANGLES, turn[order], np.hypot(*curve[order].T), period=2 * np.pi)
     return radius * uneven(generator)
 
@@ -228,7 +228,17 @@ def wavy(
     waves = 1 + spread * (spline_weights(10, 13, True)[:NUM_ANGLES] @ coarse).T
     return np.asarray(means)[:, None] * np.clip(waves, 0.3, 2.5)
 
-# %% ../nbs/01_anatomy.ipynb #dc56a099
+# %% ../nbs/01_anatomy.ipynb #65959d23
+def draw_shells(generator, radius, atrophy, muscle):
+    "Radii of the shells from the inside out: fluid, dura, inner bone, marrow, skull, muscle, fat, skin."
+    means = generator.uniform((0.8 + atrophy, 1.2, 0.8, 1.2, 1.2, 0.5), (0.8 + 3 * atrophy, 2.4, 4.0, 2.4, 4.5, 1.6))
+    fluid, inner, marrow, outer, scalp, skin = wavy(generator, means)
+    across, down = circle(NUM_ANGLES).T
+    temple = muscle * np.clip(np.abs(across) * 2.2 - 1.2, 0, 1) * np.clip(1.6 - 4 * np.abs(down + 0.1), 0, 1)
+    thick = [fluid, 0.6, inner - 0.6, marrow, outer, temple + 0.3 * scalp * (temple > 0.5), 0.7 * scalp + 0.3 * scalp * (temple <= 0.5), skin]
+    return radius + np.cumsum(np.broadcast_arrays(*thick), axis=0)
+
+# %% ../nbs/01_anatomy.ipynb #dafb6648
 def paint_head(
     tissues: TissueMap, # painted in place
     radius: np.ndarray, # the brain's outline
@@ -237,23 +247,13 @@ def paint_head(
     face=None, # paints what lies outside the skull, after the scalp
 ):
     "Scalp, skull with its marrow, dura and the fluid under it."
-    generator = tissues.generator
-    means = generator.uniform((0.8 + atrophy, 1.2, 0.8, 1.2, 1.2, 0.5), (0.8 + 3 * atrophy, 2.4, 4.0, 2.4, 4.5, 1.6))
-    fluid, inner, marrow, outer, scalp, skin = wavy(generator, means)
-    skull = radius + fluid + inner + marrow + outer
-    across, down = circle(NUM_ANGLES).T
-    temple = muscle * np.clip(np.abs(across) * 2.2 - 1.2, 0, 1) * np.clip(1.6 - 4 * np.abs(down + 0.1), 0, 1)
-    tissues.fill("skin", ring(skull + scalp + temple + skin))
-    tissues.fill("fat", ring(skull + scalp + temple))
-    if muscle:
-        tissues.fill("muscle", ring(skull + temple + 0.3 * scalp * (temple > 0.5)))
+    fluid, dura, inner, marrow, skull, temple, fat, skin = draw_shells(tissues.generator, radius, atrophy, muscle)
+    for name, outline in (("skin", skin), ("fat", fat), ("muscle", temple)):
+        tissues.fill(name, ring(outline))
     if face is not None:
         face(tissues)
-    tissues.fill("bone", ring(skull))
-    tissues.fill("marrow", ring(radius + fluid + inner + marrow))
-    tissues.fill("bone", ring(radius + fluid + inner))
-    tissues.fill("dura", ring(radius + fluid + 0.6))
-    tissues.fill("csf", ring(radius + fluid))
+    for name, outline in (("bone", skull), ("marrow", marrow), ("bone", inner), ("dura", dura), ("csf", fluid)):
+        tissues.fill(name, ring(outline))
 
 # %% ../nbs/01_anatomy.ipynb #76f7afa8
 @functools.lru_cache(maxsize=8)
@@ -277,26 +277,29 @@ def depth_map(
     fine = np.interp(np.arange(1024) / 1024 * NUM_ANGLES, np.arange(NUM_ANGLES + 1), np.append(radius, radius[0]))
     return fine.astype(np.float32)[index[part]] - distance[part]
 
-# %% ../nbs/01_anatomy.ipynb #dcf29740
+# %% ../nbs/01_anatomy.ipynb #fbf9cdf2
+def inward_noise(generator, depth, turn, columns, wander):
+    "Noise around the head that changes `columns` times per turn, but only every 12 mm inward."
+    tile = generator.standard_normal((9, columns), dtype=np.float32)
+    tile = cv2.resize(np.concatenate([tile[:, -2:], tile, tile[:, :2]], 1), None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+    along = (turn * columns + 2) * 4 + 2.2 * wander
+    inward = np.clip(depth, -6, 90) * (4 * 9 / 110) + 3 - 1.5 * wander[::-1]
+    return cv2.remap(tile, along, inward, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+# %% ../nbs/01_anatomy.ipynb #96961470
 def folds(
     generator: np.random.Generator, # source of randomness
-    depth: np.ndarray, # mm under the surface, for the wanted part
+    depth: np.ndarray, # mm under the surface
     turn: np.ndarray, # direction of each pixel, 0..1
     pixel: float, # mm
     spacing: float = 8.0, # mm, about half the distance between two sulci
-    tangle: float = 0.4, # 0: sulci run straight inward; 1: a labyrinth, as where the cut grazes the surface
+    tangle: float = 0.4, # 0: sulci run straight inward; 1: a labyrinth
 ) -> np.ndarray: # float32: mm to the nearest line along which a sulcus may run, signed
     "Sulci are the zero lines of smooth noise that is stretched inward."
-    size, columns = max(depth.shape), max(8, round(460 / spacing))
-    tile = generator.standard_normal((9, columns), dtype=np.float32)
-    tile = cv2.resize(np.concatenate([tile[:, -2:], tile, tile[:, :2]], 1), None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
-    wander = smooth_noise(generator, size, round(size * pixel / 15))[:depth.shape[0], :depth.shape[1]]
-    along = (turn * columns + 2) * 4 + 2.2 * wander
-    inward = np.clip(depth, -6, 90) * (4 * 9 / 110) + 3 - 1.5 * wander[::-1]
-    radial = cv2.remap(tile, along, inward, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    maze = smooth_noise(generator, size, round(size * pixel / (1.2 * spacing)))[:depth.shape[0], :depth.shape[1]]
-    field = (1 - tangle) * radial + tangle * maze
-    slope = cv2.magnitude(cv2.Sobel(field, cv2.CV_32F, 1, 0, scale=0.125 / pixel), cv2.Sobel(field, cv2.CV_32F, 0, 1, scale=0.125 / pixel))
+    size, box = max(depth.shape), np.s_[:depth.shape[0], :depth.shape[1]]
+    wander, maze = (smooth_noise(generator, size, round(size * pixel / length))[box] for length in (15, 1.2 * spacing))
+    field = (1 - tangle) * inward_noise(generator, depth, turn, round(460 / spacing), wander) + tangle * maze
+    slope = cv2.magnitude(*(cv2.Sobel(field, cv2.CV_32F, dx, 1 - dx, scale=0.125 / pixel) for dx in (1, 0)))
     return np.clip(field / (slope + 0.02), -12, 12)
 
 # %% ../nbs/01_anatomy.ipynb #e5e71d1c
@@ -309,7 +312,26 @@ def brain_box(
     low, high = np.clip(np.floor(points.min(0)).astype(int) - 1, 0, size // 2), np.clip(np.ceil(points.max(0)).astype(int) + 1, 0, size // 2)
     return slice(low[1], high[1]), slice(low[0], high[0])
 
-# %% ../nbs/01_anatomy.ipynb #5b34d800
+# %% ../nbs/01_anatomy.ipynb #d3c38af0
+def double(box):
+    "The same part of a map of twice the resolution."
+    return tuple(slice(2 * side.start, 2 * side.stop) for side in box)
+
+# %% ../nbs/01_anatomy.ipynb #82a73ec9
+def pial_distance(generator, radius, size, box, reach, tangle, fissure):
+    "Distance to the nearest surface of the cortex, depth, and a mood that opens and closes sulci: three fields in mm."
+    coarse = depth_map(radius, size // 2, box)
+    line = folds(generator, coarse, polar_grid(size // 2)[4][box], 2 * FIELD_OF_VIEW / size, generator.uniform(6, 8.5), tangle)
+    mood = smooth_noise(generator, max(coarse.shape), 10)[:coarse.shape[0], :coarse.shape[1]]
+    line, depth, mood = (cv2.resize(field, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR) for field in (line, coarse, mood))
+    pial = np.minimum(np.maximum(np.abs(line), depth - reach * (1 + 0.45 * mood)), depth + 0.3)
+    if fissure is not None:
+        x, y = (grid[double(box)] for grid in polar_grid(size)[:2])
+        apart = np.minimum(y[:, :1] - fissure[0], fissure[1] - y[:, :1]).clip(0)
+        pial = np.minimum(pial, np.abs(x) + apart - 0.2)
+    return pial, depth, mood
+
+# %% ../nbs/01_anatomy.ipynb #8ffe4fbb
 def paint_cortex(
     tissues: TissueMap, # painted in place
     radius: np.ndarray, # the brain's outline
@@ -317,27 +339,15 @@ def paint_cortex(
     reach: float = 22.0, # mm that the deepest sulci reach inward
     tangle: float = 0.4, # see folds
     fissure: tuple = None, # the hemispheres are apart above the first and below the second y, in mm
-    gray="gray", white="white", # tissues to paint with
 ):
     "White matter, a folded ribbon of gray matter, fluid in the sulci."
     generator, size = tissues.generator, len(tissues.labels)
     box = brain_box(radius, size)
-    coarse, pixel = depth_map(radius, size // 2, box), 2 * FIELD_OF_VIEW / size
-    line = folds(generator, coarse, polar_grid(size // 2)[4][box], pixel, generator.uniform(6, 8.5), tangle)
-    mood = smooth_noise(generator, max(coarse.shape), 10)[:coarse.shape[0], :coarse.shape[1]]
-    enlarge = lambda field: cv2.resize(field, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
-    line, depth, mood = np.abs(enlarge(line)), enlarge(coarse), enlarge(mood)
-    part = tuple(slice(2 * side.start, 2 * side.stop) for side in box)
+    pial, depth, mood = pial_distance(generator, radius, size, box, reach, tangle, fissure)
     gap = 0.2 + 1.5 * atrophy * generator.uniform(0.4, 1)
-    ribbon = gap + generator.uniform(2.0, 3.2)
-    pial = np.minimum(np.maximum(line, depth - reach * (1 + 0.45 * mood)), depth + 0.3)
-    if fissure is not None:
-        x, y = polar_grid(size)[0][part], polar_grid(size)[1][part][:, :1]
-        apart = np.minimum(y - fissure[0], fissure[1] - y).clip(0)
-        pial = np.minimum(pial, np.abs(x) + apart - 0.2)
-    matter = np.where(pial > ribbon, np.uint8(TISSUE[white]), np.uint8(TISSUE[gray]))
+    matter = np.where(pial > gap + generator.uniform(2.0, 3.2), np.uint8(TISSUE["white"]), np.uint8(TISSUE["gray"]))
     matter[pial + (0.5 * gap + 0.25) * mood[::-1] < gap] = TISSUE["csf"]
-    np.copyto(tissues.labels[part], matter, where=depth > 0)
+    np.copyto(tissues.labels[double(box)], matter, where=depth > 0)
 
 # %% ../nbs/01_anatomy.ipynb #dba2dfe9
 def paint_ventricle(

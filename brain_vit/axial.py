@@ -147,7 +147,7 @@ def paint_hindbrain(tissues, atrophy, ventricles):
     width = tissues.generator.uniform(4, 9) * np.mean(ventricles) ** 0.5
     tissues.shape("ventricle", [(0, 19), (width * 0.6, 20), (width, 25), (width * 0.4, 28), (0, 31)], mirror=True)
 
-# %% ../nbs/01_axial.ipynb #8869bf22
+# %% ../nbs/01_axial.ipynb #95de4307
 def paint_fossa(tissues, atrophy, ventricles):
     "Axial, skull base: orbits, sinuses, temporal lobes, cerebellum and the fourth ventricle."
     generator = tissues.generator
@@ -162,7 +162,7 @@ def paint_fossa(tissues, atrophy, ventricles):
         tissues.lump("vessel", (side * 13, front + 64), (2.5, 2.5))
         tissues.lump("vessel", (side * 52, 44), (generator.uniform(1, 4), 3))
     tissues.lump("vessel", (0, -6), (1.8, 1.8))
-    return {"sella": (0, front + 66), "fossa": (generator.uniform(-30, 30), 48), "angle": (generator.choice([-22, 22]), 16)}
+    return {"sella": (0, float(front) + 66), "fossa": (generator.uniform(-30, 30), 48), "angle": (int(generator.choice([-22, 22])), 16)}
 
 # %% ../nbs/01_axial.ipynb #41936d93
 AXIAL = {"vertex": paint_vertex, "semiovale": paint_semiovale, "bodies": paint_bodies, "ganglia": paint_ganglia,

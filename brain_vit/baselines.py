@@ -135,17 +135,17 @@ def file_features(
     from brain_vit.review import metadata_features
     return metadata_features(part.files)
 
-# %% ../nbs/12_baselines.ipynb #897ef438
+# %% ../nbs/12_baselines.ipynb #1a141c75
 def build_cnn(
     image_size: int = 128, # pixels along each side
     widths: tuple = (16, 32, 64, 128), # channels of each stage
     dropout: float = 0.3, # share of pooled values dropped in training
 ): # keras.Model: images (batch, image_size, image_size, 1) → {"tumor": logit (batch, 1)}
-    "A plain convolutional network of four stages."
+    "A plain convolutional network."
     import keras
     image = values = keras.Input((image_size, image_size, 1), name="image")
-    for width in widths:
-        values = keras.layers.Conv2D(width, 3, padding="same", use_bias=False)(values)
+    for stage, width in enumerate(widths):
+        values = keras.layers.Conv2D(width, 3, strides=1 if stage else 2, padding="same", use_bias=False)(values)
         values = keras.layers.BatchNormalization(momentum=0.9)(values)
         values = keras.layers.MaxPooling2D()(keras.layers.Activation("relu")(values))
     pooled = keras.layers.Dropout(dropout)(keras.layers.GlobalAveragePooling2D()(values))
@@ -201,7 +201,7 @@ METHODS = {
     "lecture_plain": "lecture, no augmentation", "lecture": "lecture", "small": "small",
 }
 
-# %% ../nbs/12_baselines.ipynb #6268fc12
+# %% ../nbs/12_baselines.ipynb #58c748bf
 def make_method(
     preset: str, # a key of `METHODS`
     epochs: int | None = None, # passes over the training images; None: as in `TrainConfig`
@@ -221,7 +221,7 @@ def make_method(
         return Method(METHODS[preset], svm_on_features, {"features": features}, needs_files=preset == "metadata", repeats=repeats)
     from brain_vit.training import TrainConfig
     from brain_vit.vit import PRESETS
-    training = TrainConfig() if training is None else training
+    training = training or TrainConfig(**({"learning_rate": 3e-3, "weight_decay": 1e-3} if preset == "cnn" else {}))
     changes = {"epochs": epochs, "augment": False if preset == "lecture_plain" else augment}
     training = replace(training, **{name: value for name, value in changes.items() if value is not None})
     config = None if preset == "cnn" else PRESETS[preset.removesuffix("_plain")]

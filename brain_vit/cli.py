@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'DEBUG', 'Data', 'Preset', 'PresetOption', 'Model', 'Paths', 'Json', 'options', 'main', 'audit', 'phantom',
-           'train', 'pretrain', 'predict', 'heatmap', 'free_name']
+           'train', 'pretrain', 'evaluate', 'predict', 'heatmap', 'free_name']
 
 # %% ../nbs/16_cli.ipynb #2e1f1109
 import json
@@ -73,7 +73,7 @@ def _load(data, seed=0, count=None):
         print(f"Skipped: {reason}", file=sys.stderr)
     return image_set
 
-# %% ../nbs/16_cli.ipynb #4c31dad0
+# %% ../nbs/16_cli.ipynb #f386b624
 @app.command()
 def audit(
     data: Data = "phantom",
@@ -84,10 +84,12 @@ def audit(
 
     Example: brain_vit audit brain_tumor_dataset --out audit
     """
+    from brain_vit.data import download_kaggle
     from brain_vit.review import audit as review_data, audit_table, write_audit
-    report = review_data(data)
+    source = {"phantom": lambda: _load("phantom"), "kaggle": download_kaggle}.get(data, lambda: data)()
+    report = review_data(source)
     if out:
-        write_audit(report, out)
+        write_audit(report, source, out)
     print(json.dumps(report, indent=2) if as_json else audit_table(report))
 
 # %% ../nbs/16_cli.ipynb #3a416d04
@@ -164,6 +166,34 @@ def pretrain(
     train_config = TrainConfig(epochs=max(1, round(images / pool_size)), learning_rate=1e-3, average=0.999, seed=seed)
     run = pretrain_run(out, PRESETS[preset.value], train_config, _recipe(recipe), pool_size, resume=resume)
     print((run / "README.md").read_text())
+
+# %% ../nbs/16_cli.ipynb #361e3d80
+@app.command()
+def evaluate(
+    data: Data = "phantom",
+    preset: Annotated[str, typer.Option("--preset", help="Which methods, separated by commas: small, lecture, lecture_plain, cnn, hog, metadata, majority, or all.")] = "small",
+    folds: Annotated[int, typer.Option("--folds", min=2, help="Each image is tested once in so many turns.")] = 5,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="How often the folds are drawn anew.")] = 1,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training images of a fold.")] = None,
+    start: Annotated[str, typer.Option("--from", metavar="WEIGHTS", help="'scratch', 'bundled', a run folder or a .keras file.")] = "scratch",
+    jobs: Annotated[int, typer.Option("--jobs", help="Folds at a time; -1: one per core.")] = 1,
+    count: Annotated[int, typer.Option("--count", min=50, help="How many phantoms, where DATA is 'phantom'.")] = 400,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the folds and everything in them.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write tables, plots and errors into this new folder; a killed evaluation into it resumes.")] = None,
+    as_json: Json = False,
+):
+    """Repeated grouped cross-validation with baselines and intervals.
+
+    Example: brain_vit evaluate brain_tumor_dataset --preset small,hog,majority --repeats 3 --out evaluation
+    """
+    from brain_vit.baselines import METHODS, make_method
+    from brain_vit.evaluate import evaluate as run_evaluation, summary
+    from brain_vit.predict import locate_model
+    names = list(METHODS) if preset == "all" else preset.split(",")
+    weights = None if start == "scratch" else locate_model(None if start == "bundled" else start)[0]
+    methods = [make_method(name, epochs=epochs, start=weights if name in ("small", "lecture", "lecture_plain") else None) for name in names]
+    report = run_evaluation(_load(data, seed, count), methods, folds, repeats, jobs, seed, out)
+    print(json.dumps(report, indent=2) if as_json else summary(report))
 
 # %% ../nbs/16_cli.ipynb #721d8df7
 @app.command()

@@ -174,12 +174,12 @@ def weigh(
     weighted = counts.sqrt() @ diags_array(rarity.astype("float32"))
     return diags_array(1 / np.maximum(np.sqrt((weighted**2).sum(1)), 1e-9)) @ weighted
 
-# %% ../nbs/02_duplicates.ipynb #d6c70aed
+# %% ../nbs/02_duplicates.ipynb #525a8729
 def index_words(
     keypoints: list, # Keypoints of each image
 ) -> tuple: # two sparse (n, words) matrices: the images as they are, and in the mirror
     "The weighted words of all images."
-    vocabulary = choose_vocabulary(keypoints, min(4096, 8 * len(keypoints)))
+    vocabulary = choose_vocabulary(keypoints, min(4096, max(1024, 8 * len(keypoints))))
     plain = word_counts(keypoints, vocabulary)
     rarity = np.log((len(keypoints) + 1) / ((plain > 0).sum(0) + 1))
     mirrored = word_counts([details.mirrored() for details in keypoints], vocabulary)

@@ -84,7 +84,7 @@ LESIONS = {
     "schwannoma": LesionKind(place="angle", core=("solid", "cyst"), rim=(0.4, 1.5), lobes=(0.03, 0.15), oedema=(-0.5, 0.2), scale=0.6),
 }
 
-# %% ../nbs/01_lesion.ipynb #ae0e8a3f
+# %% ../nbs/01_lesion.ipynb #0be9fe8e
 def place_lesion(
     scene: Scene, # the head
     generator: np.random.Generator, # source of randomness
@@ -92,21 +92,19 @@ def place_lesion(
     radius: float, # mm
 ) -> tuple: # (x, y) in mm
     "Choose a center inside the visible brain."
-    spot = generator.random(3)
+    shift, tries = generator.uniform(-3, 3, 2), generator.uniform(0.06, 0.94, (200, 2))
     if place in scene.sites:
-        site = np.asarray(scene.sites[place], np.float32) + np.float32(6 * spot[:2] - 3)
-        if np.square(scene.x - site[0]).min() + np.square(scene.y - site[1]).min() < 4 * scene.pixel**2:
-            return float(site[0]), float(site[1])
+        x, y = (float(site + offset) for site, offset in zip(scene.sites[place], shift))
+        if (np.square(scene.x - x) + np.square(scene.y - y)).min() < 4 * scene.pixel**2:
+            return x, y
+    rows, columns = (tries * len(scene.depth)).astype(int).T
+    depth = scene.depth[rows, columns]
     if place == "surface":
-        allowed = np.abs(scene.depth - 0.45 * radius) < max(2.5, 0.15 * radius)
+        allowed = np.abs(depth - 0.45 * radius) < max(2.5, 0.15 * radius)
     else:
-        allowed = scene.depth > max(3.5, 0.35 * radius)
-    edge = max(1, len(allowed) // 16)
-    choices = np.flatnonzero(allowed[edge:-edge, edge:-edge])
-    row, column = divmod(int(choices[int(spot[2] * len(choices))]) if len(choices) else 0, len(allowed) - 2 * edge)
-    if not len(choices):
-        row, column = np.array(np.unravel_index(np.argmax(scene.depth), scene.depth.shape)) - edge
-    return float(scene.x[row + edge, column + edge]), float(scene.y[row + edge, column + edge])
+        allowed = depth > max(3.5, 0.35 * radius)
+    pick = np.argmax(allowed) if allowed.any() else np.argmax(depth)
+    return float(scene.x[rows[pick], columns[pick]]), float(scene.y[rows[pick], columns[pick]])
 
 # %% ../nbs/01_lesion.ipynb #df6c8dbe
 def lesion_field(

@@ -32,7 +32,7 @@ class PhantomSlice:
     label: int # 1 = tumor; the mask is empty exactly when the label is 0
     info: dict # plane, level, sequence, kind, center (row, column), area (share of the head), contrast (-1..1, to its surroundings)
 
-# %% ../nbs/01_phantom.ipynb #fcb12bf7
+# %% ../nbs/01_phantom.ipynb #6c86198a
 @dataclass(frozen=True)
 class Phantom:
     "A recipe: every probability and every range of the generator. `(low, high)` are ranges, `(name, weight)` choices."
@@ -53,7 +53,7 @@ class Phantom:
     fill: tuple = (0.72, 1.12) # size of the head relative to the picture
     rotation: tuple = (-12.0, 12.0) # degrees
     shift: float = 0.05 # of the picture
-    stretch: tuple = (0.88, 1.14) # width to height
+    stretch: tuple = (0.9, 1.18) # width to height
     bend: tuple = (0.5, 3.0) # mm of elastic deformation
     # lesions
     kinds: tuple = (("ring", 2.5), ("solid", 2.0), ("mottled", 2.0), ("dural", 2.5), ("infiltrative", 2.0), ("metastases", 1.0), ("cystic", 0.8),
@@ -62,7 +62,7 @@ class Phantom:
     diameter: tuple = (14.0, 80.0) # mm, log-uniform
     small: float = 0.12 # chance of a small one
     small_diameter: tuple = (3.0, 14.0) # mm, log-uniform
-    least_pixels: int = 6 # a lesion shows at least that many pixels
+    least_pixels: int = 8 # a lesion shows at least that many pixels
     visible: float = 0.15 # least difference in gray between a lesion and its surroundings
     # doubles, in both classes
     hyperintensities: float = 0.3 # chance of bright spots and ventricular caps
@@ -70,7 +70,7 @@ class Phantom:
     calcification: float = 0.1 # chance of calcifications
     # scanner, screen and file
     bias: tuple = (0.0, 0.25) # strength of the gain field
-    sharpness: tuple = (-0.8, 0.8) # below 0: blurred by so many pixels; above 0: sharpened by that factor
+    sharpness: tuple = (-0.65, 0.8) # below 0: blurred by so many pixels; above 0: sharpened by that factor
     coarse: float = 0.12 # chance of a lower resolution
     ghost: float = 0.08 # chance of motion ghosts
     noise: tuple = (0.003, 0.05) # standard deviation, log-uniform
@@ -87,6 +87,8 @@ class Phantom:
     def __post_init__(self):
         if self.image_size < 32:
             raise ValueError(f"`image_size` must be at least 32. Received: image_size={self.image_size}")
+        if not 0 <= self.lesion_probability <= 1:
+            raise ValueError(f"`lesion_probability` must be between 0 and 1. Received: lesion_probability={self.lesion_probability}")
         for choices, known in ((self.levels, LEVELS), (self.sequences, (*SEQUENCES, "random")), (self.kinds, LESIONS)):
             for name, _ in choices:
                 if name not in known:
@@ -139,14 +141,14 @@ def draw_tissues(recipe, generator):
     sites = paint(tissues, atrophy, ventricles)
     return tissues.labels, sites, {"plane": plane, "level": level}
 
-# %% ../nbs/01_phantom.ipynb #9db4392a
+# %% ../nbs/01_phantom.ipynb #9c963a55
 def head_box(labels, bottom):
     "Middle (x, y) and side length in mm of the square around the head, down to `bottom` mm."
-    scale = FIELD_OF_VIEW / len(labels)
-    shown = labels[:round((bottom + FIELD_OF_VIEW / 2) / scale)]
-    rows, columns = (np.flatnonzero(cv2.reduce(shown, axis, cv2.REDUCE_MAX)) for axis in (1, 0))
+    scale = 4 * FIELD_OF_VIEW / len(labels)
+    shown = labels[:round(4 * (bottom + FIELD_OF_VIEW / 2) / scale):4, ::4] > 0
+    rows, columns = (np.flatnonzero(shown.any(axis)) for axis in (1, 0))
     x, y = ((float(side[0] + side[-1] + 1) * scale - FIELD_OF_VIEW) / 2 for side in (columns, rows))
-    return x, y, float(max(rows[-1] - rows[0], columns[-1] - columns[0])) * scale
+    return x, y, float(max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1) * scale
 
 # %% ../nbs/01_phantom.ipynb #8f941b92
 def draw_view(recipe, generator, labels):
@@ -244,14 +246,14 @@ def streams(seed, index):
     "Five independent sources of randomness for one slice."
     return [np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(index, part)))) for part in range(5)]
 
-# %% ../nbs/01_phantom.ipynb #2239cc24
+# %% ../nbs/01_phantom.ipynb #b90ed9c6
 def describe(image, mask, head):
     "Center, area and contrast of a lesion in the finished image."
     if not mask.any():
         return {"center": None, "area": 0.0, "contrast": 0.0}
     around = cv2.dilate(mask.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool) & ~mask & head
     contrast = (image[mask].mean() - image[around].mean()) / 255 if around.any() else 0.0
-    center = tuple(np.argwhere(mask).mean(axis=0).round(1).tolist())
+    center = tuple(round(float(side.mean()), 1) for side in np.nonzero(mask))
     return {"center": center, "area": float(mask.sum() / max(1, head.sum())), "contrast": float(contrast)}
 
 # %% ../nbs/01_phantom.ipynb #2642fac5

@@ -151,7 +151,7 @@ class Predictor:
 # %% ../nbs/15_predict.ipynb #9bee7c86
 WEIGHTS = Path(__file__).parent / "weights" if "__file__" in globals() else Path("../brain_vit/weights")
 
-# %% ../nbs/15_predict.ipynb #ebeef095
+# %% ../nbs/15_predict.ipynb #ad075fc6
 def locate_model(
     path: str | Path | None, # a run folder, a `.keras` file, or None for the bundled weights
 ) -> tuple: # the `.keras` file, and its settings: name, threshold, temperature
@@ -166,6 +166,6 @@ def locate_model(
     if not (path / "model.keras").exists() or not (path / "config.json").exists():
         raise InputError(f"The folder '{path}' is no finished run (model.keras or config.json is missing): give another, or finish it with --resume.")
     if (path / "split.csv").exists():
-        from brain_vit.evaluate import check_split
+        from brain_vit.crossvalidate import check_split
         check_split(path / "split.csv")
     return path / "model.keras", {"name": path.name, **json.loads((path / "config.json").read_text())}

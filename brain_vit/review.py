@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['head_depth', 'tissue_grays', 'gray_word', 'has_frame', 'count_letters', 'describe_file', 'describe_image',
            'shortcut_probe', 'bootstrap_interval', 'describe_all', 'count_files', 'count_twins', 'probe_metadata',
-           'audit']
+           'audit', 'audit_table', 'file_lines', 'shortcut_lines', 'audit_figures', 'spread', 'draw_class',
+           'write_audit', 'grouped_by']
 
 # %% ../nbs/02_review.ipynb #ce62b261
 import os
@@ -36,7 +37,7 @@ def head_depth(
     depth = cv2.distanceTransform(cv2.copyMakeBorder(head, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 5)[1:-1, 1:-1]
     return depth / max(depth.max(), 1e-6)
 
-# %% ../nbs/02_review.ipynb #3a3633fc
+# %% ../nbs/02_review.ipynb #00483f68
 def tissue_grays(
     image: np.ndarray, # (height, width) uint8
 ) -> dict: # name → gray in 0 (darkest of the image) .. 1 (brightest)
@@ -48,8 +49,9 @@ def tissue_grays(
     grays = {name: float(np.median(level[region])) if region.any() else None for name, region in regions.items()}
     center = level[depth > 0.6]
     lobes = grays["lobes"] or 0.0
-    darker, brighter = (center < lobes - 0.15).mean(), (center > lobes + 0.25).mean()
-    grays["central lobes"] = None if max(darker, brighter) < 0.04 else float(np.median(center[center < lobes - 0.15] if darker >= brighter else center[center > lobes + 0.25]))
+    darker, brighter = center[center < lobes - 0.15], center[center > lobes + 0.25]
+    larger = max(darker, brighter, key=len)
+    grays["central lobes"] = float(np.median(larger)) if len(larger) > 0.04 * len(center) else None
     return grays
 
 # %% ../nbs/02_review.ipynb #619ac76b
@@ -71,27 +73,28 @@ def has_frame(
             return True
     return False
 
-# %% ../nbs/02_review.ipynb #4c7a8d72
+# %% ../nbs/02_review.ipynb #7953c1f7
 def count_letters(
     image: np.ndarray, # (height, width) uint8
 ) -> int: # small bright pieces outside the head
     "How many letter-like pieces are printed around the head."
     image = thumbnail(image, 320)
-    outside = cv2.dilate((head_depth(image) > 0).astype("uint8"), np.ones((9, 9))) == 0
+    outside = cv2.dilate((head_depth(image) > 0).astype("uint8"), np.ones((19, 19))) == 0
     sharp = cv2.morphologyEx(image, cv2.MORPH_TOPHAT, np.ones((9, 9))) > 60
     _, _, boxes, _ = cv2.connectedComponentsWithStats((sharp & outside).astype("uint8"), connectivity=8)
     width, height, area = boxes[1:, 2], boxes[1:, 3], boxes[1:, 4]
     return int(((height >= 4) & (height <= 24) & (width <= 24) & (area >= 5)).sum())
 
-# %% ../nbs/02_review.ipynb #07ac4dc9
+# %% ../nbs/02_review.ipynb #abd4375e
 def describe_file(
     path: Path, # an image file that can be read
 ) -> dict: # format, mode, sizes, whether EXIF data is inside
     "What the file says about itself."
     with Image.open(path) as image:
-        return {"format": image.format, "mode": image.mode, "width": image.width, "height": image.height, "bytes": path.stat().st_size, "exif": bool(image.getexif())}
+        facts = {"format": image.format, "mode": image.mode, "width": image.width, "height": image.height}
+        return facts | {"bytes": path.stat().st_size, "exif": bool(image.getexif())}
 
-# %% ../nbs/02_review.ipynb #27d77ce9
+# %% ../nbs/02_review.ipynb #faa8078c
 def describe_image(
     image: np.ndarray, # (height, width) uint8
 ) -> dict: # border statistics, prints, grays
@@ -99,10 +102,10 @@ def describe_image(
     border = np.concatenate([image[:3].ravel(), image[-3:].ravel(), image[:, :3].ravel(), image[:, -3:].ravel()])
     return {
         "height": image.shape[0], "width": image.shape[1], "border mean": float(border.mean()), "border spread": float(border.std()),
-        "frame": has_frame(image), "letters": count_letters(image), "gray": tissue_grays(image),
+        "frame": has_frame(image), "letters": count_letters(image), "gray": tissue_grays(thumbnail(image, 256)),
     }
 
-# %% ../nbs/02_review.ipynb #a3d7fed1
+# %% ../nbs/02_review.ipynb #4832c372
 def shortcut_probe(
     features: dict, # name → (n,) numbers, or categories as strings
     labels: np.ndarray, # (n,) 0 or 1
@@ -113,18 +116,20 @@ def shortcut_probe(
     "How well metadata alone predicts the label, on groups that were not used for fitting."
     from sklearn.ensemble import RandomForestClassifier
     from brain_vit.data import grouped_folds
-    columns = [np.unique(values, return_inverse=True)[1] if np.asarray(values).dtype.kind in "USO" else np.asarray(values, float) for values in features.values()]
+    columns = [np.asarray(values) for values in features.values()]
+    columns = [np.unique(values, return_inverse=True)[1] if values.dtype.kind in "US" else values.astype(float) for values in columns]
     table, folds = np.stack(columns, axis=1), grouped_folds(labels, groups, num_folds, seed)
     right, guessed = np.zeros(len(labels)), np.zeros(len(labels))
     for fold in range(num_folds):
         train, test = folds != fold, folds == fold
-        forest = RandomForestClassifier(200, min_samples_leaf=2, random_state=seed).fit(table[train], labels[train])
+        forest = RandomForestClassifier(100, min_samples_leaf=2, random_state=seed).fit(table[train], labels[train])
         right[test] = forest.predict(table[test]) == labels[test]
         guessed[test] = labels[test] == (labels[train].mean() > 0.5)
     low, high = bootstrap_interval(right, groups, seed)
     return {
         "accuracy": right.mean(), "low": low, "high": high, "most_frequent_class": guessed.mean(), "n": len(labels),
-        "groups": len(np.unique(groups)), "features": list(features), "protocol": f"{num_folds} stratified folds that split no group; 95% interval from 2000 resamples of groups",
+        "groups": len(np.unique(groups)), "features": list(features),
+        "protocol": f"{num_folds} stratified folds that split no group; 95% interval from 2000 resamples of groups",
     }
 
 # %% ../nbs/02_review.ipynb #f13465cd
@@ -150,7 +155,7 @@ def describe_all(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(describe, range(len(image_set))))
 
-# %% ../nbs/02_review.ipynb #fcb23129
+# %% ../nbs/02_review.ipynb #83aeb8ad
 def count_files(
     image_set: ImageSet,
     facts: list, # from `describe_all`
@@ -158,8 +163,10 @@ def count_files(
     "What kinds of files there are, and which are not what their suffix says."
     if "format" not in facts[0]:
         return {}
-    suffixes = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "MPO": (".jpg", ".jpeg"), "PNG": (".png",), "BMP": (".bmp",), "TIFF": (".tif", ".tiff"), "WEBP": (".webp",), "GIF": (".gif",)}
-    wrong = [path for path, fact in zip(image_set.paths, facts) if Path(path).suffix.lower() not in suffixes.get(fact["format"], (Path(path).suffix.lower(),))]
+    known = Image.registered_extensions()
+    known |= {".jpg": "JPEG", ".jpeg": "JPEG"}
+    right = lambda path, fact: known.get(Path(path).suffix.lower()) in (fact["format"], "JPEG" if fact["format"] == "MPO" else None)
+    wrong = [path for path, fact in zip(image_set.paths, facts) if not right(path, fact)]
     exif = np.array([fact["exif"] for fact in facts])
     return {
         "formats": dict(Counter(fact["format"] for fact in facts)), "modes": dict(Counter(fact["mode"] for fact in facts)),
@@ -183,7 +190,7 @@ def count_twins(
         "expected_leak": float(np.mean(1 - 0.2 ** (sizes[number] - 1))),
     }
 
-# %% ../nbs/02_review.ipynb #e4a34dfb
+# %% ../nbs/02_review.ipynb #b854dc8f
 def probe_metadata(
     image_set: ImageSet, # with groups
     facts: list, # from `describe_all`
@@ -194,11 +201,12 @@ def probe_metadata(
     column = {name: [str(fact[name]) if name in ("format", "mode") else fact[name] for fact in facts] for name in names}
     sets = {"all metadata": names, "EXIF": ["exif"], "size": ["width", "height"], "border": ["border mean", "border spread"]}
     try:
-        return {title: shortcut_probe({name: column[name] for name in chosen}, image_set.labels, image_set.groups, seed) for title, chosen in sets.items() if set(chosen) <= set(names)}
+        probe = lambda chosen: shortcut_probe({name: column[name] for name in chosen}, image_set.labels, image_set.groups, seed)
+        return {title: probe(chosen) for title, chosen in sets.items() if set(chosen) <= set(names)}
     except InputError as error:
         return str(error)
 
-# %% ../nbs/02_review.ipynb #5a4498ea
+# %% ../nbs/02_review.ipynb #01c47944
 def audit(
     data: str | Path | ImageSet, # a folder with `yes/` and `no/`, or images whose groups are known
     seed: int = 0, # of the shortcut probe
@@ -212,10 +220,140 @@ def audit(
     sizes = sorted((fact["width"] * fact["height"], fact["width"], fact["height"]) for fact in facts)
     named = lambda chosen: [path for path, fact in zip(image_set.paths, facts) if chosen(fact)]
     return {
-        "name": image_set.name, "images": len(image_set), "classes": {"yes": int((image_set.labels == 1).sum()), "no": int((image_set.labels == 0).sum())},
-        "skipped": [list(entry) for entry in image_set.skipped], "distinct_contents": exact, **count_twins(image_set), **count_files(image_set, facts),
-        "sizes": {"smallest": list(sizes[0][1:]), "median": list(sizes[len(sizes) // 2][1:]), "largest": list(sizes[-1][1:]), "different": len(set(sizes))},
-        "frames": named(lambda fact: fact["frame"]), "letters": named(lambda fact: fact["letters"] >= 3),
+        "name": image_set.name, "images": len(image_set),
+        "classes": {"yes": int((image_set.labels == 1).sum()), "no": int((image_set.labels == 0).sum())},
+        "skipped": [list(entry) for entry in image_set.skipped],
+        "distinct_contents": exact, **count_twins(image_set), **count_files(image_set, facts),
+        "sizes": {name: list(sizes[place][1:]) for name, place in (("smallest", 0), ("median", len(sizes) // 2), ("largest", -1))},
+        "different_sizes": len(set(sizes)),
+        "frames": named(lambda fact: fact["frame"]), "letters": named(lambda fact: fact["letters"] >= 4),
         "grays": {name: dict(Counter(found[name] for found in grays)) for name in grays[0]},
         "shortcuts": probe_metadata(image_set, facts, seed),
     }
+
+# %% ../nbs/02_review.ipynb #c1eae127
+def audit_table(
+    report: dict, # from `audit`
+) -> str: # lines of text
+    "The report for people."
+    share = lambda counts: ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+    some = lambda names: f"{len(names)}" + (f" ({', '.join(names[:6])}{', …' if len(names) > 6 else ''})" if names else "")
+    distinct = report["distinct_pictures"]
+    lines = [
+        ("images", f"{report['images']} ({report['classes']['yes']} yes, {report['classes']['no']} no)"),
+        ("skipped", some([path for path, _ in report["skipped"]])),
+        ("distinct files", f"{report['distinct_contents']}"),
+        ("distinct pictures", f"{distinct['all']} ({distinct['yes']} yes, {distinct['no']} no)"),
+        ("twins", f"{report['images_with_twins']} images in {len(report['duplicate_groups'])} groups"),
+        ("expected leak", f"{report['expected_leak']:.1%} of the test images of a random 80/10/10 split have a twin in training"),
+        ("label conflicts", some([" = ".join(paths) for paths in report["label_conflicts"]])),
+        *file_lines(report, share, some),
+        ("sizes", "{} × {} to {} × {}, {} different".format(*report["sizes"]["smallest"], *report["sizes"]["largest"], report["different_sizes"])),
+        ("frames suspected", some(report["frames"])), ("letters suspected", some(report["letters"])),
+        *((name, share(counts)) for name, counts in report["grays"].items()),
+        *shortcut_lines(report["shortcuts"]),
+    ]
+    return f"{report['name']}\n" + "\n".join(f"  {title:<26}{text}" for title, text in lines)
+
+# %% ../nbs/02_review.ipynb #862dcabc
+def file_lines(
+    report: dict,
+    share, # formats counts
+    some, # formats names
+) -> list: # (title, text); empty for images in memory
+    "What the table says about files."
+    if "formats" not in report:
+        return []
+    exif = report["exif"]
+    return [
+        ("formats", share(report["formats"])), ("not what the suffix says", some(report["wrong_suffix"])), ("modes", share(report["modes"])),
+        ("with EXIF data", f"{exif['images']} ({exif['yes']} of {report['classes']['yes']} yes, {exif['no']} of {report['classes']['no']} no)"),
+    ]
+
+# %% ../nbs/02_review.ipynb #2041e58d
+def shortcut_lines(
+    shortcuts: dict | str, # from `probe_metadata`
+) -> list: # (title, text)
+    "What the table says about shortcuts."
+    if isinstance(shortcuts, str):
+        return [("shortcuts", f"not measured: {shortcuts}")]
+    number = lambda probe: f"{probe['accuracy']:.1%} ({probe['low']:.1%} to {probe['high']:.1%})"
+    lines = [(f"label from {name}", number(probe)) for name, probe in shortcuts.items()]
+    probe = shortcuts.get("all metadata") or next(iter(shortcuts.values()))
+    note = f"n = {probe['n']}, {probe['groups']} groups, {probe['protocol']}"
+    return lines + [("most frequent class", f"{probe['most_frequent_class']:.1%}; {note}")]
+
+# %% ../nbs/02_review.ipynb #0fea4b00
+def audit_figures(
+    report: dict, # from `audit`
+    image_set: ImageSet, # the images, with groups
+) -> dict: # name → matplotlib figure
+    "Contact sheets of twins, a mosaic of examples, gray levels and sizes per class."
+    import matplotlib.pyplot as plt
+    from brain_vit._base import show_images
+    groups = len(report["duplicate_groups"])
+    figures = {f"twins_{start // 24 + 1}": group_sheet(image_set, start) for start in range(0, min(groups, 240), 24)}
+    chosen = [i for label in (1, 0) for i in spread(np.flatnonzero(image_set.labels == label), 24)]
+    titles = [f"{'yes' if image_set.labels[i] else 'no'} {image_set.images[i].shape[1]} × {image_set.images[i].shape[0]}" for i in chosen]
+    figures["examples"] = show_images([thumbnail(image_set.images[i]) for i in chosen], titles, columns=8)
+    figures["grays"], axes = plt.subplots(1, 2, figsize=(7, 2.8))
+    for label, color in ((1, "orange"), (0, "blue")):
+        draw_class(axes, image_set, label, color)
+    axes[0].legend()
+    return figures
+
+# %% ../nbs/02_review.ipynb #105891cc
+def spread(
+    indices: np.ndarray, # candidates
+    count: int, # how many at most
+) -> np.ndarray: # evenly chosen ones
+    "Choose evenly, ends included."
+    return indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)]
+
+# %% ../nbs/02_review.ipynb #7b0f1df9
+def draw_class(
+    axes, # two matplotlib axes: gray levels, sizes
+    image_set: ImageSet,
+    label: int, # class to draw
+    color: str, # name in PALETTE
+):
+    "Gray level histogram and sizes of (at most 200) images of one class."
+    from brain_vit._base import PALETTE
+    chosen = [image_set.images[i] for i in spread(np.flatnonzero(image_set.labels == label), 200)]
+    counts = np.mean([np.bincount(thumbnail(image, 96).ravel(), minlength=256) / thumbnail(image, 96).size for image in chosen], axis=0)
+    name = "yes" if label else "no"
+    axes[0].plot(np.arange(4, 256), np.convolve(counts, np.ones(5) / 5, "same")[4:], color=PALETTE[color], label=name)
+    axes[1].scatter([image.shape[1] for image in chosen], [image.shape[0] for image in chosen], s=8, alpha=0.6, color=PALETTE[color])
+    axes[0].set(xlabel="gray level (0 to 3 left out)", ylabel="share of pixels")
+    axes[1].set(xlabel="width", ylabel="height")
+
+# %% ../nbs/02_review.ipynb #9b842aae
+def write_audit(
+    report: dict, # from `audit`
+    data: str | Path | ImageSet, # what was audited
+    out: str | Path, # folder to make
+    overwrite: bool = False, # replace it when it exists
+) -> Path: # the folder
+    "Write `audit.json`, `audit.txt` and the pictures, all or nothing."
+    import matplotlib.pyplot as plt
+    image_set = data if isinstance(data, ImageSet) else grouped_by(load_folder(data), report["duplicate_groups"])
+    with new_folder(out, overwrite) as folder:
+        write_json(folder / "audit.json", report)
+        write_text(folder / "audit.txt", audit_table(report) + "\n")
+        for name, figure in audit_figures(report, image_set).items():
+            figure.savefig(folder / f"{name}.png")
+            plt.close(figure)
+    return Path(out)
+
+# %% ../nbs/02_review.ipynb #135c07f1
+def grouped_by(
+    image_set: ImageSet, # images of the folder that was audited
+    duplicate_groups: list, # lists of paths, from the report
+) -> ImageSet: # with these groups
+    "Put the groups of a report back onto the images."
+    from dataclasses import replace
+    place = {path: i for i, path in enumerate(image_set.paths)}
+    groups = np.arange(len(image_set))
+    for paths in duplicate_groups:
+        groups[[place[path] for path in paths]] = place[paths[0]]
+    return replace(image_set, groups=groups)

@@ -6,7 +6,7 @@
 __all__ = ['write_split', 'describe_run', 'judge', 'train_run', 'prepare_folder', 'start_model', 'draw_heatmaps', 'explain_run',
            'train_recipe', 'pretrain_run']
 
-# %% ../nbs/15_run.ipynb #06b3df70
+# %% ../nbs/15_run.ipynb #31adc704
 import csv
 import json
 import platform
@@ -29,7 +29,7 @@ from .phantom import Phantom, phantom_dataset
 from .preprocess import preprocess, preprocess_all
 from .pretrain import HELD_OUT_SEED, pretrain
 from .training import SliceBatches, TrainConfig, fit, plot_curves
-from .vit import PRESETS, ViTConfig, build_vit, predict_outputs
+from .vit import PRESETS, ViTConfig, build_vit, copy_weights, predict_outputs
 
 # %% ../nbs/15_run.ipynb #66c52895
 def write_split(
@@ -141,7 +141,7 @@ def _same_settings(file, config):
             changed = [name for name in config[part] if before[part].get(name) != json.loads(json.dumps(config[part]))[name]] if part != "start" else []
             raise InputError(f"The unfinished run began with other settings ({part}: {', '.join(changed) or before[part]}): resume it with the same ones.")
 
-# %% ../nbs/15_run.ipynb #f2b3926f
+# %% ../nbs/15_run.ipynb #b2af5a02
 def start_model(
     config: ViTConfig, # the shape
     seed: int, # of random weights and dropout
@@ -151,12 +151,7 @@ def start_model(
     import keras
     keras.utils.set_random_seed(seed)
     model = build_vit(config)
-    if start is not None:
-        source = Predictor.load(None if start == "bundled" else start).model
-        if [w.shape for w in source.weights] != [w.shape for w in model.weights]:
-            raise InputError(f"The weights '{start}' belong to another model than the one asked for: choose the preset they were trained with.")
-        model.set_weights(source.get_weights())
-    return model
+    return model if start is None else copy_weights(model, locate_model(None if start == "bundled" else start)[0])
 
 
 def _batches(image_set, images, masks, part, model_config, train_config):

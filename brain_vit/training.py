@@ -193,7 +193,7 @@ def _accuracy(logs, prefix=""):
     "Keras leaves the output's name out where a model has one output only."
     return logs.get(f"{prefix}tumor_accuracy", logs.get(f"{prefix}accuracy"))
 
-# %% ../nbs/10_training.ipynb #544f236d
+# %% ../nbs/10_training.ipynb #68aa3530
 def fit(
     model: keras.Model, # from `build_vit`
     train: SliceBatches, # training images
@@ -214,6 +214,8 @@ def fit(
         shown = [Progress(config.epochs, done)] if progress else []
         model.fit(train, validation_data=validation, initial_epoch=done, epochs=config.epochs, verbose=0,
                   callbacks=[checkpoint, *shown, *callbacks])
+    if config.average:
+        model.set_weights(model.get_weights())  # with JAX, the averages share memory with the optimizer, which frees it
     if keep == "best":
         model.load_weights(Path(folder) / f"epoch_{checkpoint.state['best_epoch']}.weights.h5")
     return checkpoint.state["history"]

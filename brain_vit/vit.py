@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['LECTURE', 'SMALL', 'PRESETS', 'ViTConfig', 'LesionPooling', 'build_vit', 'predict_outputs', 'attention_readout',
-           'attention_maps']
+           'attention_maps', 'copy_weights']
 
-# %% ../nbs/09_vit.ipynb #aebc0910
+# %% ../nbs/09_vit.ipynb #4c9bfe11
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import keras
 import numpy as np
 from keras import ops
 
+from ._base import InputError
 from .encoder import TransformerBlock
 from .position import PatchEncoder
 
@@ -140,3 +142,18 @@ def attention_maps(
     reader = model if model.name == "attention_readout" else attention_readout(model)
     scores = reader.predict(np.asarray(images, "float32"), batch_size=batch_size, verbose=0)["attention_scores"]
     return np.moveaxis(scores, 1, 0)
+
+# %% ../nbs/09_vit.ipynb #2b103e8f
+def copy_weights(
+    model: keras.Model, # receives the weights
+    file: str | Path, # a `.keras` file of the same architecture
+) -> keras.Model: # the same model
+    "Start `model` from trained weights. Raises `InputError` when they belong to another architecture."
+    try:
+        source = keras.saving.load_model(file, compile=False)
+    except Exception as error:
+        raise InputError(f"The weights '{file}' cannot be loaded ({type(error).__name__}): give a .keras file made by brain_vit.") from error
+    if [weight.shape for weight in source.weights] != [weight.shape for weight in model.weights]:
+        raise InputError(f"The weights '{file}' belong to another model: choose the preset they were trained with.")
+    model.set_weights(source.get_weights())
+    return model

@@ -27,6 +27,9 @@ CASES = [
     (FeedForward, dict(d_model=16, mlp_ratio=3.0, dropout=0.1), TOKENS, (6, 16)),
     (TransformerBlock, dict(d_model=16, num_heads=4, mlp_ratio=1.5, dropout=0.1), TOKENS, (6, 16)),
 ]
+OTHER = "BRAIN_VIT_OTHER_BACKEND" in os.environ  # this process is the run on the other backend, see the last test
+if OTHER:  # eager JAX compiles each operation by itself: fewer variants, every layer
+    CASES = [CASES[i] for i in (0, 1, 2, 6, 8)]
 NAMES = [f"{cls.__name__}-{'-'.join(map(str, args.values()))}" for cls, args, *_ in CASES]
 WITH_SCORES = [(SelfAttention, dict(d_model=16), (6, 6)), (MultiHeadSelfAttention, dict(d_model=16, num_heads=4), (4, 6, 6)),
                (TransformerBlock, dict(d_model=16, num_heads=4), (4, 6, 6))]
@@ -103,7 +106,7 @@ def test_saved_model_comes_back_without_custom_objects(cls, arguments, shape, ex
 
 
 @every_layer
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["mixed_float16"] if OTHER else ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision(cls, arguments, shape, expected, policy):
     layer, exact = cls(**arguments, dtype=policy), cls(**arguments)
     x = draw(2, *shape)
@@ -330,10 +333,10 @@ def test_dropout_works_in_training_only():
     assert np.abs(shaken - calm).max() > 0.01
 
 
-@pytest.mark.skipif("BRAIN_VIT_OTHER_BACKEND" in os.environ, reason="this is the run on the other backend")
+@pytest.mark.skipif(OTHER, reason="this is the run on the other backend")
 def test_all_of_this_on_the_other_backend():
     other = {"tensorflow": "jax", "jax": "tensorflow"}[keras.backend.backend()]
     pytest.importorskip(other, reason=f"{other} is not installed")
-    environment = {**os.environ, "KERAS_BACKEND": other, "BRAIN_VIT_OTHER_BACKEND": "1"}
+    environment = {**os.environ, "KERAS_BACKEND": other, "BRAIN_VIT_OTHER_BACKEND": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]

@@ -1,0 +1,41 @@
+"""Make a finished pretraining run the weights that ship with the package.
+
+    brain_vit pretrain --images 250000 --out runs/weights
+    python benchmarks/bundle.py runs/weights
+"""
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+run = Path(sys.argv[1])
+weights = Path(__file__).parent.parent / "brain_vit" / "weights"
+config = json.loads((run / "config.json").read_text())
+metrics = json.loads((run / "metrics.json").read_text())
+weights.mkdir(exist_ok=True)
+shutil.copy(run / "model.keras", weights / "small.keras")
+card = {
+    "name": "small-phantom",
+    "threshold": config["threshold"],
+    "temperature": config["temperature"],
+    "sha256": hashlib.sha256((weights / "small.keras").read_bytes()).hexdigest(),
+    "trained_on": f"{metrics['images_seen']:,} views of phantoms, no real image",
+    "not_for": "diagnosis of any kind; see the model card in README.md beside this file",
+    "config": {key: config[key] for key in ("model", "training", "recipe", "pool_size", "passes", "packages")},
+    "held_out_phantoms": metrics["parts"]["test"],
+}
+(weights / "small.json").write_text(json.dumps(card, indent=2) + "\n")
+accuracy, area = (metrics["parts"]["test"][name] for name in ("accuracy", "roc_auc"))
+(weights / "README.md").write_text(f"""# Model card: small-phantom
+
+A Vision Transformer (preset `small`) trained on {card['trained_on']}; recipe, seed and versions are in `small.json`.
+
+- **Use**: a starting point for training on real slices, and the default of `brain_vit predict` and `heatmap` for learning.
+- **Not for**: diagnosis, triage, or any decision about a patient. It has never seen a real image.
+- **Measured** on {metrics['parts']['test']['n']} held-out phantoms ({metrics['protocol']}):
+  accuracy {accuracy['value']:.3f} ({accuracy['interval'][0]:.3f} to {accuracy['interval'][1]:.3f}),
+  ROC-AUC {area['value']:.3f} ({area['interval'][0]:.3f} to {area['interval'][1]:.3f}).
+- **SHA-256**: `{card['sha256']}`
+""")
+print(f"{weights}: {sum(file.stat().st_size for file in weights.iterdir()) / 1e6:.1f} MB")

@@ -1,0 +1,51 @@
+"""Phantoms per second, at 128 and 224 pixels, with one and two workers.
+
+    python benchmarks/phantom.py [--seconds 10] [--json]
+
+One worker is measured in this process on one thread; two workers through `phantom_stream`. --json also writes phantom.json beside this file.
+"""
+import argparse
+import os
+import time
+from pathlib import Path
+
+import cv2
+
+from brain_vit._base import write_json
+from brain_vit.phantom import Phantom, phantom_stream
+
+
+def rate(size, workers, seconds, batch_size=32):
+    "Images per second of wall time, and milliseconds of processor time per image where they are rendered here."
+    stream = phantom_stream(Phantom.full(image_size=size), batch_size=batch_size, workers=workers)
+    for _ in range(2 + 8 * (workers > 0)):
+        next(stream)
+    count, start, used = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - start < seconds:
+        next(stream)
+        count += batch_size
+    wall, busy = time.perf_counter() - start, time.process_time() - used
+    stream.close()
+    return {"image_size": size, "workers": max(1, workers), "images_per_second": round(count / wall, 1),
+            "ms_per_image": round(1000 * wall / count, 2), "cpu_ms_per_image": None if workers else round(1000 * busy / count, 2)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10, help="length of each measurement")
+    parser.add_argument("--json", action="store_true", help="write phantom.json")
+    options = parser.parse_args()
+    cv2.setNumThreads(1)
+    print(f"{'pixels':>7} {'workers':>8} {'images/s':>9} {'ms/image':>9} {'cpu ms':>7}")
+    rows = []
+    for size in (128, 224):
+        for workers in (0, 2):
+            row = rate(size, workers, options.seconds)
+            rows.append(row)
+            print(f"{size:7d} {row['workers']:8d} {row['images_per_second']:9.1f} {row['ms_per_image']:9.2f} {row['cpu_ms_per_image'] or '':>7}")
+    if options.json:
+        write_json(Path(__file__).with_suffix(".json"), {"cpus": os.cpu_count(), "load_before": round(os.getloadavg()[0], 1), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

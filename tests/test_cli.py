@@ -1,0 +1,105 @@
+"The command as a process: what users see, with good files and with bad ones."
+import json
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def test_help_is_quick_and_loads_nothing_heavy(run_cli):
+    import subprocess
+    import sys
+    run_cli("--help")
+    program = ("import sys, brain_vit.cli; print(sorted({'keras', 'tensorflow', 'jax', 'sklearn', 'matplotlib', 'cv2', 'scipy'} & set(sys.modules)))")
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["audit", "phantom", "train", "pretrain", "evaluate", "predict", "heatmap"])
+def test_every_command_has_help_with_an_example(command):
+    from typer.testing import CliRunner
+    from brain_vit.cli import app
+    text = CliRunner().invoke(app, [command, "--help"]).output
+    assert f"Example: brain_vit {command}" in text
+
+
+def test_predict_does_the_good_files_and_names_the_bad_ones(run_cli, slices):
+    bad = [slices / "bad" / name for name in ("text.jpg", "empty.png", "truncated.jpg", "nothing", "missing.jpg")]
+    done = run_cli("predict", bad[0], slices / "good", *bad[1:], "--json", code=2)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 5
+    assert {tuple(row) for row in rows} == {("path", "probability", "label", "threshold", "model")}
+    assert all(0 <= row["probability"] <= 1 and (row["label"] == "tumor") == (row["probability"] >= row["threshold"]) for row in rows)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 5
+    for path in bad:
+        assert sum(str(path) in line for line in errors) == 1, path
+
+
+def test_heatmap_writes_the_original_beside_the_overlay(run_cli, slices, tmp_path):
+    out = tmp_path / "overlays"
+    done = run_cli("heatmap", slices / "good", slices / "bad" / "text.jpg", "--out", out, "--npy", code=2)
+    assert len(done.stdout.splitlines()) == 5
+    assert sorted(path.name for path in out.iterdir() if path.suffix == ".png") == sorted(
+        f"{name}.overlay.png" for name in ("png named", "with alpha", "palette", "WIDE", "plain"))
+    heat = np.load(out / "WIDE.npy")
+    assert heat.shape == (45, 64) and heat.dtype == np.float32 and 0 <= heat.min() and heat.max() <= 1
+    picture = np.asarray(Image.open(out / "plain.overlay.png"))
+    original = np.asarray(Image.open(slices / "good" / "plain.jpeg").convert("L"))
+    assert np.array_equal(picture[-200:, :200, 0], original)
+
+
+def test_two_images_of_one_name_do_not_overwrite_each_other(run_cli, slices, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same.png").write_bytes((slices / "good" / "with alpha.png").read_bytes())
+    run_cli("heatmap", tmp_path / "a" / "same.png", tmp_path / "b" / "same.png", "--out", tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["predict", "x.jpg", "--model", "no/run"], "no/run"),
+    (["train", "no_such_folder"], "no_such_folder"),
+    (["audit", "no_such_folder"], "no_such_folder"),
+    (["evaluate", "no_such_folder"], "no_such_folder"),
+    (["heatmap", "x.jpg", "--out", "o", "--method", "magic"], "magic"),
+    (["phantom", "o", "--recipe", "hard"], "hard"),
+])
+def test_bad_requests_give_one_sentence(arguments, words, monkeypatch, capsys, tmp_path):
+    from brain_vit.cli import main
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and words in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_phantom_writes_images_masks_and_labels(run_cli, tmp_path):
+    out = tmp_path / "phantoms"
+    run_cli("phantom", out, "--count", 12, "--seed", 3)
+    labels = (out / "labels.csv").read_text().splitlines()
+    assert len(labels) == 13
+    from brain_vit.data import load_folder
+    image_set = load_folder(out)
+    assert len(image_set) == 12 and image_set.labels.sum() == len(list((out / "masks").iterdir()))
+    for label, mask in zip(image_set.labels, image_set.masks):
+        assert mask.any() == bool(label)
+    run_cli("phantom", out, "--count", 12, code=2)
+
+
+def test_real_images_of_every_kind(run_cli, real_folder, tmp_path):
+    "PNG named .jpg, RGBA, palette, names with spaces: one line and one overlay each."
+    kinds = {}
+    for path in sorted(real_folder.rglob("*")):
+        if path.is_file():
+            with Image.open(path) as image:
+                kinds.setdefault((image.format, path.suffix, image.mode), path)
+                if " " in path.name:
+                    kinds["space"] = path
+    chosen = sorted(set(kinds.values()))
+    done = run_cli("heatmap", *chosen, "--out", tmp_path / "out", "--npy")
+    assert len(done.stdout.splitlines()) == len(chosen) == len(list((tmp_path / "out").glob("*.overlay.png")))
+    for path in chosen:
+        with Image.open(path) as image:
+            name = next(p for p in (tmp_path / "out").glob("*.npy") if p.stem.endswith(path.stem))
+            assert np.load(name).shape == (image.height, image.width)

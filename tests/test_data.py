@@ -1,0 +1,275 @@
+"""Reading files and folders, and cutting a set into parts."""
+import os
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brain_vit._base import InputError
+from brain_vit.data import (ImageSet, LazyImages, LazyMasks, download_kaggle, grouped_folds, grouped_split,
+                            load_folder, read_image)
+
+REAL = os.environ.get("BRAIN_VIT_DATA")
+needs_real = pytest.mark.skipif(not REAL, reason="BRAIN_VIT_DATA does not name the folder of real images")
+
+
+def picture(seed=0, shape=(40, 30)):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype="uint8")
+
+
+def save(path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(3):
+        save(tmp_path / "set" / "yes" / f"Y {i}.png", picture(i))
+        save(tmp_path / "set" / "no" / f"n{i}.png", picture(10 + i))
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_every_mode_gives_gray_of_the_same_shape(tmp_path, mode):
+    gray = np.tile(np.linspace(0, 255, 30).astype("uint8"), (40, 1))
+    image = Image.fromarray(gray.astype("uint16") * 257) if mode == "I;16" else Image.fromarray(gray).convert(mode)
+    image.save(tmp_path / "image.tif")
+    read = read_image(tmp_path / "image.tif")
+    assert read.shape == (40, 30) and read.dtype == np.uint8
+    if mode != "1":
+        assert abs(read.astype(int) - gray).max() <= 6
+
+
+def test_transparent_pixels_are_black(tmp_path):
+    Image.new("RGBA", (5, 4), (255, 255, 255, 0)).save(tmp_path / "clear.png")
+    assert read_image(tmp_path / "clear.png").max() == 0
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture()).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "turned.png"), np.rot90(picture(), -1))
+
+
+def test_sixteen_bits_are_not_cut_off(tmp_path):
+    Image.fromarray((picture() * 16).astype("uint16") + 1000).save(tmp_path / "deep.png")
+    assert len(np.unique(read_image(tmp_path / "deep.png"))) > 10
+
+
+def broken_files(folder):
+    save(folder / "good.jpg", picture(shape=(200, 200)))
+    data = (folder / "good.jpg").read_bytes()
+    files = {"empty.jpg": b"", "text.jpg": b"not an image", "half.jpg": data[: len(data) // 2], "head.jpg": data[:300]}
+    save(folder / "good.png", picture(shape=(200, 200)))
+    files["half.png"] = (folder / "good.png").read_bytes()[:2000]
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return list(files)
+
+
+def test_broken_files_raise_one_sentence_with_their_name(tmp_path):
+    for name in broken_files(tmp_path) + ["missing.jpg"]:
+        with pytest.raises(InputError) as error:
+            read_image(tmp_path / name)
+        assert name in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(InputError, match="folder"):
+        read_image(tmp_path)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path):
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 100_000
+    with pytest.raises(InputError, match="pixels"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_labels_come_from_folder_names_in_any_case(tmp_path):
+    save(tmp_path / "YES" / "a.JPG", picture(0), format="JPEG")
+    save(tmp_path / "No" / "sub" / "b.jpeg", picture(1))
+    loaded = load_folder(tmp_path)
+    assert dict(zip(loaded.paths, loaded.labels.tolist())) == {"YES/a.JPG": 1, "No/sub/b.jpeg": 0}
+    assert loaded.skipped == [] and loaded.name == tmp_path.name
+
+
+def test_content_decides_about_the_format(folder):
+    save(folder / "yes" / "png.jpg", picture(5), format="PNG")
+    save(folder / "yes" / "noSuffix", picture(6), format="BMP")
+    assert {"yes/png.jpg", "yes/noSuffix"} <= set(load_folder(folder).paths)
+
+
+def test_every_unreadable_file_is_reported_and_hidden_ones_are_not(folder):
+    names = broken_files(folder / "yes")
+    (folder / "no" / "gone.png").symlink_to(folder / "nowhere.png")
+    (folder / "no" / ".DS_Store").write_bytes(b"x")
+    (folder / "no" / "._n0.png").write_bytes(b"x")
+    loaded = load_folder(folder)
+    assert {path for path, _ in loaded.skipped} == {f"yes/{name}" for name in names} | {"no/gone.png"}
+    assert len(loaded) == 8 and all(reason for _, reason in loaded.skipped)
+
+
+def test_linked_files_are_read_and_share_a_group(folder):
+    (folder / "no" / "link.png").symlink_to(folder / "no" / "n0.png")
+    loaded = load_folder(folder)
+    assert len(loaded) == 7 and len(set(loaded.groups)) == 6
+
+
+def test_a_nested_copy_is_not_counted_twice(folder):
+    for file in [*folder.glob("yes/*"), *folder.glob("no/*")]:
+        copy = folder / "brain_tumor_dataset" / file.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    loaded = load_folder(folder)
+    assert len(loaded) == 6 and [path for path, _ in loaded.skipped] == ["brain_tumor_dataset"]
+    assert "copy" in loaded.skipped[0][1]
+    save(folder / "brain_tumor_dataset" / "yes" / "new.png", picture(77))
+    assert "1 of its 7 files" in load_folder(folder).skipped[0][1]
+
+
+def test_a_set_one_level_down_is_found_and_two_are_not_guessed(folder):
+    assert len(load_folder(folder.parent)) == 6
+    save(folder.parent / "other" / "yes" / "a.png", picture(1))
+    save(folder.parent / "other" / "no" / "a.png", picture(2))
+    with pytest.raises(InputError, match="several"):
+        load_folder(folder.parent)
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda path: None, "does not exist"),
+    (lambda path: path.mkdir(), "yes"),
+    (lambda path: save(path / "yes" / "a.png", picture()), "'no'"),
+    (lambda path: [(path / name).mkdir(parents=True) for name in ("yes", "no")], "no readable image"),
+    (lambda path: path.write_text("x"), "is a file"),
+])
+def test_unusable_folders_give_one_sentence(tmp_path, make, message):
+    make(tmp_path / "data")
+    with pytest.raises(InputError, match=message) as error:
+        load_folder(tmp_path / "data")
+    assert "\n" not in str(error.value)
+
+
+def test_a_class_with_broken_files_only_names_one(folder):
+    for file in (folder / "no").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(InputError, match="n0.png"):
+        load_folder(folder)
+
+
+def test_masks_are_read_when_complete(folder):
+    for i in range(3):
+        save(folder / "masks" / f"Y {i}.png", np.uint8(255 * (picture(i) > 128)))
+    loaded = load_folder(folder)
+    for i, (label, mask) in enumerate(zip(loaded.labels, loaded.masks)):
+        assert mask.dtype == bool and mask.shape == (40, 30) and mask.any() == bool(label)
+    assert loaded.subset(loaded.labels == 1).masks[0].any()
+    (folder / "masks" / "Y 1.png").unlink()
+    loaded = load_folder(folder)
+    assert loaded.masks is None and loaded.skipped[0][0] == "masks"
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path):
+    save(tmp_path / "mask.png", picture(shape=(10, 10)))
+    with pytest.raises(InputError, match="same size"):
+        LazyMasks([picture()], [tmp_path / "mask.png"])[0]
+
+
+def test_subset_keeps_everything_together_and_lazy(folder):
+    loaded = load_folder(folder)
+    chosen = loaded.subset([4, 0])
+    assert isinstance(chosen.images, LazyImages) and chosen.paths == [loaded.paths[4], loaded.paths[0]]
+    assert chosen.labels.tolist() == [1, 0] and chosen.groups.tolist() == loaded.groups[[4, 0]].tolist()
+    np.testing.assert_array_equal(chosen.images[0], loaded.images[4])
+    memory = ImageSet(np.zeros((3, 4, 4), "uint8"), [0, 1, 0], list("abc"))
+    assert memory.subset(memory.labels == 0).images.shape == (2, 4, 4)
+
+
+def test_kaggle_errors_become_one_sentence(monkeypatch):
+    def fail(name):
+        raise ConnectionError("no network")
+    monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=fail))
+    with pytest.raises(InputError, match="Kaggle"):
+        download_kaggle()
+    monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=lambda name: "/cache"))
+    assert download_kaggle() == Path("/cache")
+
+
+def random_set(generator):
+    "Labels and groups of a random set; one set in three has groups of both labels."
+    sizes = generator.choice([1, 1, 1, 2, 3, 5], size=generator.integers(40, 120))
+    groups = np.repeat(generator.permutation(1000)[: len(sizes)], sizes)
+    labels = np.repeat(generator.random(len(sizes)) < generator.uniform(0.3, 0.7), sizes).astype(int)
+    mixed = generator.random() < 1 / 3
+    if mixed:
+        labels = labels ^ (generator.random(len(labels)) < 0.05)
+    return labels, groups, sizes.max(), mixed
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_group_is_ever_split_and_strata_stay_within_one_group(seed):
+    generator = np.random.default_rng(seed)
+    labels, groups, largest, mixed = random_set(generator)
+    num_folds = int(generator.integers(2, 6))
+    folds = grouped_folds(labels, groups, num_folds, seed)
+    part = grouped_split(labels, groups, seed=seed)
+    for group in np.unique(groups):
+        assert len(set(folds[groups == group])) == 1 and len(set(part[groups == group])) == 1
+    assert set(folds) == set(range(num_folds)) and set(part) == {"train", "validation", "test"}
+    for label in (0, 1):
+        of_label = labels == label
+        per_fold = np.bincount(folds[of_label], minlength=num_folds)
+        slack = largest + (2 if mixed else 0)
+        assert abs(per_fold - of_label.sum() / num_folds).max() <= slack
+        for name, share in (("train", 0.8), ("validation", 0.1), ("test", 0.1)):
+            count = (part[of_label] == name).sum()
+            assert count >= 1 and abs(count - share * of_label.sum()) <= slack
+
+
+def test_parts_are_the_same_for_the_same_seed_only():
+    labels, groups, *_ = random_set(np.random.default_rng(1))
+    np.testing.assert_array_equal(grouped_split(labels, groups, seed=3), grouped_split(labels, groups, seed=3))
+    np.testing.assert_array_equal(grouped_folds(labels, groups, seed=3), grouped_folds(labels, groups, seed=3))
+    assert (grouped_split(labels, groups, seed=3) != grouped_split(labels, groups, seed=4)).any()
+    assert (grouped_folds(labels, groups, seed=3) != grouped_folds(labels, groups, seed=4)).any()
+
+
+def test_large_groups_reach_the_test_part_as_often_as_its_share():
+    groups = np.repeat(np.arange(60), [5] * 20 + [1] * 40)
+    labels = np.tile([0, 1], 70)[np.argsort(np.argsort(groups, kind="stable"))] * 0 + (groups % 2)
+    share = np.mean([(grouped_split(labels, groups, seed=seed)[:100] == "test").mean() for seed in range(200)])
+    assert 0.06 < share < 0.14
+
+
+def test_smallest_sets_still_have_every_class_in_every_part():
+    for seed in range(50):
+        part = grouped_split([0] * 4 + [1] * 4, np.arange(8), seed=seed)
+        for name in ("train", "validation", "test"):
+            assert (part[:4] == name).any() and (part[4:] == name).any()
+
+
+def test_a_part_without_share_stays_empty():
+    part = grouped_split([0, 1] * 20, np.arange(40), (0.75, 0, 0.25))
+    assert set(part) == {"train", "test"} and (part == "test").sum() == 10
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: grouped_folds([0, 0, 1, 1], [0, 0, 1, 1], 2), "too few"),
+    (lambda: grouped_folds([0, 1] * 9, np.arange(18), 1), "At least 2"),
+    (lambda: grouped_split([0, 1] * 9, np.zeros(18)), "too few"),
+    (lambda: grouped_split([0, 1], [0, 1], (0.5, 0.5)), "three"),
+    (lambda: grouped_split([], []), "at least 1"),
+    (lambda: grouped_split([0, 1], [0]), "one length"),
+])
+def test_impossible_cuts_are_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+@needs_real
+def test_real_images_are_all_read():
+    loaded = load_folder(REAL)
+    assert len(loaded) == 253 and loaded.labels.sum() == 155 and loaded.skipped == []
+    assert len(set(loaded.groups)) == 228
