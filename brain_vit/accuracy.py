@@ -37,7 +37,7 @@ def group_weights(
     draws = generator.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=count)
     return draws[:, number].astype("float64")
 
-# %% ../nbs/12_accuracy.ipynb #8be3c91f
+# %% ../nbs/12_accuracy.ipynb #6d0c13bd
 def decision_metrics(
     labels: np.ndarray, # (n,) 0 or 1
     decisions: np.ndarray, # (n,) 0 or 1, what the model decided
@@ -48,12 +48,12 @@ def decision_metrics(
     shares = {"accuracy": labels >= 0, "sensitivity": labels == 1, "specificity": labels == 0}
     return {name: _ratio(weights @ (right * among), weights @ among.astype("float64")) for name, among in shares.items()}
 
-
+# %% ../nbs/12_accuracy.ipynb #57bacbf4
 def _ratio(part, whole):
     "part / whole, NaN where whole is 0."
     return np.where(whole > 0, part / np.where(whole > 0, whole, 1), np.nan)
 
-# %% ../nbs/12_accuracy.ipynb #643db5d7
+# %% ../nbs/12_accuracy.ipynb #5d798984
 def ranking_metrics(
     labels: np.ndarray, # (n,) 0 or 1
     probabilities: np.ndarray, # (n,) of "tumor"
@@ -72,7 +72,7 @@ def ranking_metrics(
     comparable = (positive * (all_negative > 0)).sum(axis=1)
     return {"roc_auc": _ratio(wins, pairs), "average_precision": _ratio(np.nansum(positive * precision, axis=1), comparable)}
 
-
+# %% ../nbs/12_accuracy.ipynb #6c7a969f
 def _levels(probabilities, models):
     "Where each level of equal predictions starts; the first and the last level of its model."
     starts = np.flatnonzero(np.r_[True, (np.diff(models) != 0) | (np.diff(probabilities) != 0)])
@@ -81,7 +81,7 @@ def _levels(probabilities, models):
     number = np.cumsum(new_model) - 1
     return starts, edges[number], edges[number + 1] - 1
 
-
+# %% ../nbs/12_accuracy.ipynb #71af7540
 def _running(values, first):
     "Running sums along the levels, starting anew with each model."
     total = np.cumsum(values, axis=1)
@@ -124,7 +124,7 @@ def mean_interval(
     down, up = (math.hypot(*(value - interval[side] for value, interval in zip(values, intervals))) / 2 for side in (0, 1))
     return [max(0.0, sum(values) / 2 - down), min(1.0, sum(values) / 2 + up)]
 
-# %% ../nbs/12_accuracy.ipynb #f3586a6f
+# %% ../nbs/12_accuracy.ipynb #3b9c3adb
 def classification_metrics(
     labels, # (n,) 0 or 1
     probabilities, # (n,) of "tumor", 0..1
@@ -151,7 +151,7 @@ def classification_metrics(
                                    "false_negatives": counts[1][0], "true_positives": counts[1][1]}
     return metrics
 
-
+# %% ../nbs/12_accuracy.ipynb #6448720f
 def _checked(labels, probabilities, groups, models):
     "The inputs as arrays of one length, or an InputError."
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, "float64")
@@ -165,16 +165,16 @@ def _checked(labels, probabilities, groups, models):
         raise InputError("Probabilities must lie between 0 and 1; give logits through a sigmoid first.")
     return labels.astype(int), probabilities, groups, models
 
-
+# %% ../nbs/12_accuracy.ipynb #ea750ae6
 def _all_metrics(labels, probabilities, decisions, models, weights):
     "name → (count,) values."
     return {**decision_metrics(labels, decisions, weights), **ranking_metrics(labels, probabilities, weights, models),
             **probability_metrics(labels, probabilities, weights)}
 
-
+# %% ../nbs/12_accuracy.ipynb #1d2ed92e
 _SHARES = {"accuracy": (0, 1), "sensitivity": (1,), "specificity": (0,)}
 
-
+# %% ../nbs/12_accuracy.ipynb #4d41421b
 def _with_interval(name, value, samples, labels, probabilities, decisions, groups, models):
     "One metric with its interval and the way it was found."
     if np.isnan(value):
@@ -189,22 +189,41 @@ def _with_interval(name, value, samples, labels, probabilities, decisions, group
         interval, method = [0.5, 0.5], "exact: each model says the same to everyone"
     elif name == "roc_auc" and value in (0, 1):
         interval, method = newcombe_interval(value, *(len(np.unique(groups[labels == label])) for label in (1, 0))), "Newcombe"
+    elif name == "expected_calibration_error":
+        interval, method = _calibration_interval(value, samples, probabilities, groups)
     else:
-        interval, method = _bootstrap_interval(name, value, samples[np.isfinite(samples)])
+        interval, method = _bootstrap_interval(samples[np.isfinite(samples)])
     return {"value": float(value), "interval": interval, "method": method}
 
-
-def _bootstrap_interval(name, value, samples):
-    "The middle 95% of the resamples; reflected, and stretched to hold the value, for the calibration error."
+# %% ../nbs/12_accuracy.ipynb #0f323f50
+def _bootstrap_interval(samples):
+    "The middle 95% of the resamples."
     if len(samples) == 0 or np.ptp(samples) < 1e-12:
         return None, "none: the resamples do not differ"
-    low, high = np.percentile(samples, [2.5, 97.5])
-    if name == "expected_calibration_error":
-        low, high = max(0.0, min(value, 2 * value - high)), max(value, 2 * value - low)
-        return [float(low), float(high)], "basic cluster bootstrap, 10 bins of equal width"
-    return [float(low), float(high)], "cluster bootstrap"
+    return [float(limit) for limit in np.percentile(samples, [2.5, 97.5])], "cluster bootstrap"
 
+# %% ../nbs/12_accuracy.ipynb #6f7906f2
+def _calibration_interval(value, samples, probabilities, groups):
+    "Lower limit with the noise taken out, and 0 where a perfectly calibrated model could show as much; upper limit with the noise left in."
+    interval, method = _bootstrap_interval(samples)
+    if interval is None:
+        return interval, method
+    low, high = max(0.0, min(value, 2 * value - interval[1])), max(value, interval[1])
+    if value <= np.percentile(_error_if_calibrated(probabilities, groups), 97.5):
+        low = 0.0
+    return [float(low), float(high)], "cluster bootstrap, corrected for noise; 10 bins of equal width"
 
+# %% ../nbs/12_accuracy.ipynb #c281ba4b
+def _error_if_calibrated(probabilities, groups):
+    "Calibration errors that labels drawn from `probabilities` would show; one draw per group."
+    number = np.unique(groups, return_inverse=True)[1]
+    count = min(500, max(50, 4_000_000 // len(groups)))
+    draws = np.random.default_rng(0).random((count, number.max() + 1))[:, number]
+    bins = np.minimum((probabilities * 10).astype(int), 9)
+    excess = ((draws < probabilities) - probabilities) @ np.eye(10)[bins]
+    return np.abs(excess).sum(axis=1) / len(probabilities)
+
+# %% ../nbs/12_accuracy.ipynb #45118e42
 def _balanced(sensitivity, specificity):
     "Balanced accuracy from its two halves."
     values = [sensitivity["value"], specificity["value"]]

@@ -18,7 +18,7 @@ def border_statistics(
     corners = [image[row, column] for row in (0, -1) for column in (0, -1)]
     return np.array([*corners, *(edge.mean() for edge in edges), *(edge.std() for edge in edges)], float)
 
-# %% ../nbs/01_realism.ipynb #06262d50
+# %% ../nbs/01_realism.ipynb #93e4dc74
 def probe(
     features: np.ndarray, # (n, d)
     labels: np.ndarray, # (n,) 0 or 1
@@ -29,7 +29,7 @@ def probe(
     from sklearn.model_selection import cross_val_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    models = {"linear": make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)), "forest": RandomForestClassifier(100, random_state=0)}
+    models = {"linear": make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)), "forest": RandomForestClassifier(60, random_state=0)}
     return {name: float(cross_val_score(model, features, labels, cv=5).mean()) for name, model in models.items()}
 
 # %% ../nbs/01_realism.ipynb #84d683c3

@@ -155,7 +155,7 @@ def describe_all(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(describe, range(len(image_set))))
 
-# %% ../nbs/02_review.ipynb #83aeb8ad
+# %% ../nbs/02_review.ipynb #a65290cc
 def count_files(
     image_set: ImageSet,
     facts: list, # from `describe_all`
@@ -164,7 +164,6 @@ def count_files(
     if "format" not in facts[0]:
         return {}
     known = Image.registered_extensions()
-    known |= {".jpg": "JPEG", ".jpeg": "JPEG"}
     right = lambda path, fact: known.get(Path(path).suffix.lower()) in (fact["format"], "JPEG" if fact["format"] == "MPO" else None)
     wrong = [path for path, fact in zip(image_set.paths, facts) if not right(path, fact)]
     exif = np.array([fact["exif"] for fact in facts])

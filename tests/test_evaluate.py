@@ -154,6 +154,21 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     assert all(0.87 * 150 <= count <= 150 for count in held.values()), held
 
 
+def test_the_calibration_error_keeps_its_promise_too():
+    "A calibrated model, a boasting one, a constant one; twins in pairs."
+    generator = np.random.default_rng(0)
+    def sample(count, scale, shift):
+        logits = generator.normal(0.4, 1.3, count)
+        labels = (generator.random(count) < 1 / (1 + np.exp(-logits))).astype(int)
+        return np.repeat(labels, 2), np.repeat(1 / (1 + np.exp(-scale * logits - shift)), 2), np.repeat(np.arange(count), 2)
+    for scale, shift in ((1, 0), (2.5, 0), (0, 0.4)):
+        truth = classification_metrics(*sample(200_000, scale, shift), num_bootstrap=0)["expected_calibration_error"]["value"]
+        intervals = [classification_metrics(*sample(150, scale, shift), num_bootstrap=200)["expected_calibration_error"]["interval"] for _ in range(60)]
+        held = sum(low <= (0 if scale == 1 else truth) <= high for low, high in intervals)
+        assert held >= 52, (scale, truth, held)
+        assert scale != 2.5 or np.mean([low > 0 for low, _ in intervals]) > 0.8, "a boasting model is found out"
+
+
 def test_twins_widen_the_interval_and_time_is_bounded():
     labels, probabilities = draw(253)
     start = time.perf_counter()
@@ -508,11 +523,11 @@ def with_twins(image_set, share, seed):
 
 def test_wrong_protocols_flatter():
     "30% planted near-duplicates: a random split scores higher than a grouped one, augmentation before the split higher still."
-    phantoms = with_twins(phantom_dataset(160, seed=11, recipe=Phantom.easy(image_size=64)), share=0.3, seed=1)
+    phantoms = with_twins(phantom_dataset(110, seed=11, recipe=Phantom.full(image_size=64)), share=0.3, seed=1)
     enlarged = with_twins(phantoms, share=0.5, seed=2)
     accuracy = lambda image_set: evaluate(image_set, ["hog"], progress=False)["methods"]["HOG + SVM"]["metrics"]["accuracy"]["value"]
     grouped, random, augmented_first = accuracy(phantoms), accuracy(replace(phantoms, groups=None)), accuracy(replace(enlarged, groups=None))
-    assert grouped + 0.03 < random < augmented_first and grouped + 0.1 < augmented_first
+    assert grouped + 0.05 < random < augmented_first and grouped + 0.2 < augmented_first
     assert accuracy(enlarged) < augmented_first - 0.05, "with its groups, the enlarged set flatters nobody"
 
 

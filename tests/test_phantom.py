@@ -91,7 +91,7 @@ def test_easy_lesions_are_clear():
 
 
 def test_borders_do_not_tell_the_class():
-    recipe, count = Phantom.full(image_size=48), 800
+    recipe, count = Phantom.full(image_size=32), 600
     items = [recipe.render(9, index) for index in range(count)]
     labels = np.array([item.label for item in items])
     scores = probe(np.array([border_statistics(item.image) for item in items]), labels)
@@ -101,7 +101,7 @@ def test_borders_do_not_tell_the_class():
 
 def test_probe_finds_a_planted_leak():
     recipe = Phantom.full(image_size=48)
-    items = [recipe.render(10, index) for index in range(400)]
+    items = [recipe.render(10, index) for index in range(200)]
     labels = np.array([item.label for item in items])
     features = np.array([border_statistics(item.image) for item in items])
     features[:, 0] += 20 * labels
@@ -134,7 +134,7 @@ def test_dataset_matches_the_stream():
 
 def test_memory_stays_flat():
     resource = pytest.importorskip("resource")
-    stream = phantom_stream(Phantom.full(image_size=32), batch_size=50, workers=0)
+    stream = phantom_stream(Phantom.full(image_size=32), batch_size=30, workers=0)
     peak = []
     for _ in range(2):
         for _ in range(8):
