@@ -56,7 +56,7 @@ def _complain(message, code):
     print(f"Error: {message}", file=sys.stderr)
     sys.exit(code)
 
-# %% ../nbs/16_cli.ipynb #3a3ffd9a
+# %% ../nbs/16_cli.ipynb #4460b037
 Data = Annotated[str, typer.Argument(metavar="DATA", help="'phantom', 'kaggle', or a folder with 'yes' and 'no' in it.")]
 Preset = Enum("Preset", {"small": "small", "lecture": "lecture"})
 PresetOption = Annotated[Preset, typer.Option("--preset", help="Which model.")]
@@ -65,10 +65,11 @@ Paths = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Image file
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
-def _load(data, seed=0, count=None):
-    "A data source, with its skipped files named on stderr."
+def _load(data, seed=0, count=400, recipe="full"):
+    "A data source, with its skipped files named on stderr; `count` and `recipe` are for phantoms."
+    from brain_vit.phantom import phantom_dataset
     from brain_vit.preprocess import load_dataset
-    image_set = load_dataset(data, count=count, seed=seed)
+    image_set = phantom_dataset(count, seed, _recipe(recipe)) if data == "phantom" else load_dataset(data)
     for path, reason in image_set.skipped:
         print(f"Skipped: {reason}", file=sys.stderr)
     return image_set
@@ -117,7 +118,7 @@ def _recipe(name, image_size=128):
         raise InputError(f"There is no recipe '{name}': choose 'full' or 'easy'.")
     return getattr(Phantom, name)(image_size=image_size)
 
-# %% ../nbs/16_cli.ipynb #67a494d7
+# %% ../nbs/16_cli.ipynb #22630eda
 @app.command()
 def train(
     data: Data = "phantom",
@@ -128,6 +129,7 @@ def train(
     start: Annotated[str, typer.Option("--from", metavar="WEIGHTS", help="'scratch', 'bundled', a run folder or a .keras file.")] = "scratch",
     augment: Annotated[bool, typer.Option("--augment/--no-augment", help="Vary the training images on the fly.")] = True,
     count: Annotated[int, typer.Option("--count", min=50, help="How many phantoms, where DATA is 'phantom'.")] = 2500,
+    recipe: Annotated[str, typer.Option("--recipe", help="Which phantoms: 'easy' (large, clear lesions) or 'full'.")] = "easy",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the split, the weights and the augmentation.")] = 0,
 ):
     """Train a model, judge it on held-out images, draw heatmaps, write a run folder.
@@ -136,7 +138,7 @@ def train(
     """
     from datetime import datetime
     from brain_vit.run import train_recipe, train_run
-    image_set = _load(data, seed, count)
+    image_set = _load(data, seed, count, recipe)
     model_config, train_config = train_recipe(preset.value, len(image_set), epochs, augment, seed)
     out = out or Path("runs") / f"{image_set.name}-{preset.value}-{datetime.now():%Y%m%d-%H%M%S}"
     run = train_run(image_set, out, model_config, train_config, None if start == "scratch" else start, resume)

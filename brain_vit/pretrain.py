@@ -34,7 +34,7 @@ def render_pool(
     images, masks = preprocess_all(phantoms, image_size)
     return images, phantoms.labels, masks
 
-# %% ../nbs/11a_pretrain.ipynb #0a91660c
+# %% ../nbs/11a_pretrain.ipynb #c2c0f3da
 class PhantomBatches(SliceBatches):
     "Training batches from an endless sequence of pools; call `close` when done."
 
@@ -46,11 +46,12 @@ class PhantomBatches(SliceBatches):
         passes: int = 2, # epochs spent on each pool
         batch_size: int = 32, # images at a time
         seed: int = 0, # of phantoms, shuffle and augmentation
+        easy_pools: int = 0, # so many pools at the beginning are drawn by `Phantom.easy`
         augment=augment_batch, # applied anew in each pass
     ):
         self.executor = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
         self.pools, self.pool_size, self.passes, self._epoch = {}, pool_size, passes, None
-        self.recipe, self.image_size = recipe, config.image_size
+        self.recipe, self.easy_pools, self.image_size = recipe, easy_pools, config.image_size
         empty = np.zeros((0, config.image_size, config.image_size, 1), "float32")
         super().__init__(empty, np.zeros(pool_size, int), None, config.patch_size, batch_size, augment, seed)
 
@@ -72,14 +73,15 @@ class PhantomBatches(SliceBatches):
     def _order(self, number):
         "Let the second process begin to render a pool."
         if number not in self.pools:
+            recipe = Phantom.easy() if number < self.easy_pools else self.recipe
             self.pools[number] = self.executor.submit(
-                render_pool, self.recipe, self.seed, number * self.pool_size, self.pool_size, self.image_size)
+                render_pool, recipe, self.seed, number * self.pool_size, self.pool_size, self.image_size)
 
     def close(self):
         "Stop the second process."
         self.executor.shutdown(wait=False, cancel_futures=True)
 
-# %% ../nbs/11a_pretrain.ipynb #3012fd80
+# %% ../nbs/11a_pretrain.ipynb #61dc13b8
 def pretrain(
     model, # from `build_vit`, with lesion pooling or without
     model_config: ViTConfig, # its configuration
@@ -88,6 +90,7 @@ def pretrain(
     recipe: Phantom = Phantom.full(), # what to draw
     pool_size: int = 2048, # phantoms per pool
     passes: int = 2, # epochs spent on each pool
+    easy_pools: int = 0, # so many pools at the beginning are easy
     held_out: int = 512, # phantoms of another seed, watched after each epoch
     progress: bool = True, # show a bar
 ) -> list[dict]: # the history
@@ -95,7 +98,7 @@ def pretrain(
     images, labels, masks = render_pool(recipe, HELD_OUT_SEED, 0, held_out, model_config.image_size)
     patch_size = model_config.patch_size if model_config.pool == "lesion" else None
     validation = SliceBatches(images, labels, masks, patch_size)
-    train = PhantomBatches(recipe, model_config, pool_size, passes, train_config.batch_size, train_config.seed)
+    train = PhantomBatches(recipe, model_config, pool_size, passes, train_config.batch_size, train_config.seed, easy_pools)
     train.patch_size = patch_size
     try:
         return fit(model, train, validation, train_config, folder, progress, keep="last")

@@ -239,7 +239,7 @@ def train_recipe(
     epochs = epochs or int(np.clip(round(25_000 / num_images), 10, 100))
     return PRESETS[preset], TrainConfig(epochs=epochs, learning_rate=learning_rate, augment=augment, seed=seed)
 
-# %% ../nbs/15_run.ipynb #8748d43f
+# %% ../nbs/15_run.ipynb #dc1b7699
 def pretrain_run(
     out: str | Path, # the run folder to make
     model_config: ViTConfig = PRESETS["small"], # what to train
@@ -247,6 +247,7 @@ def pretrain_run(
     recipe: Phantom = Phantom.full(), # what to draw
     pool_size: int = 2048, # phantoms per pool
     passes: int = 2, # epochs spent on each pool
+    easy_pools: int = 6, # so many pools at the beginning are easy
     held_out: int = 2000, # phantoms for the final figures
     resume: bool = False, # continue a killed run with the same settings
     progress: bool = True, # show a bar
@@ -258,10 +259,10 @@ def pretrain_run(
     keras.utils.set_random_seed(train_config.seed)
     model = build_vit(model_config)
     test = phantom_dataset(held_out, seed=HELD_OUT_SEED, recipe=recipe)
-    config = describe_run(test, model_config, train_config, "scratch") | {"recipe": asdict(recipe), "pool_size": pool_size, "passes": passes}
+    config = describe_run(test, model_config, train_config, "scratch") | {"recipe": asdict(recipe), "pool_size": pool_size, "passes": passes, "easy_pools": easy_pools}
     _same_settings(working / "config.json", config)
     write_json(working / "config.json", config)
-    history = pretrain(model, model_config, train_config, working / "state", recipe, pool_size, passes, progress=progress)
+    history = pretrain(model, model_config, train_config, working / "state", recipe, pool_size, passes, easy_pools, progress=progress)
     predictions = predict_outputs(model, preprocess_all(test, model_config.image_size)[0])
     calibration = np.arange(held_out) < held_out // 2
     temperature = fit_temperature(test.labels[calibration], predictions["logit"][calibration])

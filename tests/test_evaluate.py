@@ -437,7 +437,7 @@ def test_a_name_depends_on_everything_that_matters():
     other = replace(part, labels=1 - images.labels)
     keys = {fold_key(make_method("hog"), part_digest(part), plan[0]), fold_key(make_method("hog"), part_digest(other), plan[0]),
             fold_key(make_method("hog"), part_digest(part), plan[1]), fold_key(make_method("majority"), part_digest(part), plan[0]),
-            fold_key(replace(make_method("hog"), settings={"c": 1.0}), part_digest(part), plan[0])}
+            fold_key(replace(make_method("hog"), settings={"features": hog_features}), part_digest(part), plan[0])}
     assert len(keys) == 5
 
 
