@@ -29,7 +29,7 @@ check: install
 
 test: check
 	nbdev_test --n_workers 2 --do_print
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n 2 tests
 
 lab: install
 	$(BIN)/jupyter lab nbs
@@ -43,7 +43,8 @@ docs: install
 	nbdev_docs
 
 bench: install
-	$(BIN)/python -m benchmarks
+	$(BIN)/python benchmarks/phantom.py
+	$(BIN)/python benchmarks/model.py
 
 clean:
 	rm -rf $(VENV) .check .README.check build dist *.egg-info _proc _docs .pytest_cache

@@ -143,7 +143,7 @@ def attention_maps(
     scores = reader.predict(np.asarray(images, "float32"), batch_size=batch_size, verbose=0)["attention_scores"]
     return np.moveaxis(scores, 1, 0)
 
-# %% ../nbs/09_vit.ipynb #2b103e8f
+# %% ../nbs/09_vit.ipynb #06882a06
 def copy_weights(
     model: keras.Model, # receives the weights
     file: str | Path, # a `.keras` file of the same architecture
@@ -153,7 +153,10 @@ def copy_weights(
         source = keras.saving.load_model(file, compile=False)
     except Exception as error:
         raise InputError(f"The weights '{file}' cannot be loaded ({type(error).__name__}): give a .keras file made by brain_vit.") from error
-    if [weight.shape for weight in source.weights] != [weight.shape for weight in model.weights]:
+    def shapes(model):
+        return [weight.shape for weight in model.weights], [getattr(layer, "position", None) for layer in model.layers]
+
+    if shapes(source) != shapes(model):
         raise InputError(f"The weights '{file}' belong to another model: choose the preset they were trained with.")
     model.set_weights(source.get_weights())
     return model
