@@ -224,19 +224,20 @@ Files: `model.keras` (load it with `brain_vit predict --model`), `config.json` (
 `history.csv` and `curves.png` (training), `metrics.json` (all figures with intervals), `heatmaps/` (test images, errors first).
 """
 
-# %% ../nbs/15_run.ipynb #7299c372
+# %% ../nbs/15_run.ipynb #20890244
 def train_recipe(
     preset: str, # "small" or "lecture"
     num_images: int, # in the whole set
-    epochs: int | None = None, # passes; None: as many as give about 25,000 images, from 10 to 100
+    epochs: int | None = None, # passes; None: as many as give about 25,000 images, from 10 to 100, and 25 at most when pretrained
     augment: bool = True, # vary the training images
     seed: int = 0, # of everything
+    pretrained: bool = False, # whether the weights were trained before
 ) -> tuple: # ViTConfig, TrainConfig
     "The default training of a preset."
     if preset not in PRESETS:
         raise InputError(f"There is no preset '{preset}': choose one of {', '.join(PRESETS)}.")
-    learning_rate = {"small": 1e-3, "lecture": 3e-4}[preset]
-    epochs = epochs or int(np.clip(round(25_000 / num_images), 10, 100))
+    learning_rate = {"small": 1e-3, "lecture": 3e-4}[preset] * (0.3 if pretrained else 1.0)
+    epochs = epochs or int(np.clip(round(25_000 / num_images), 10, 25 if pretrained else 100))
     return PRESETS[preset], TrainConfig(epochs=epochs, learning_rate=learning_rate, augment=augment, seed=seed)
 
 # %% ../nbs/15_run.ipynb #dc1b7699
