@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SHELL := bash
+.SHELLFLAGS := -eo pipefail -c
 export TF_CPP_MIN_LOG_LEVEL := 3
 export PYTHONWARNINGS := ignore
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -11,8 +13,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 install: $(VENV)/installed
 
 $(VENV)/installed: settings.ini setup.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "brain_vit needs Python 3.11 or newer: name one with 'make PYTHON=python3.12 install'."; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "brain_vit needs Python 3.11, 3.12 or 3.13: name one with 'make PYTHON=python3.12 install'."; exit 2; }
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } || { rm -rf $(VENV); echo "Python cannot make a virtual environment here: on Debian, install python3-venv."; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,jax]"
 	touch $@
 
@@ -29,7 +31,7 @@ check: install
 
 test: check
 	nbdev_test --n_workers 2 --do_print
-	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 lab: install
 	$(BIN)/jupyter lab nbs
@@ -41,6 +43,7 @@ readme: install
 docs: install
 	@command -v quarto > /dev/null || { echo "The site is rendered by Quarto, which is not installed: get it from https://quarto.org/docs/get-started and run 'make docs' again."; exit 2; }
 	nbdev_docs
+	$(MAKE) readme
 
 bench: install
 	$(BIN)/python benchmarks/phantom.py

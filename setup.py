@@ -22,7 +22,7 @@ setup(
     keywords=settings["keywords"],
     packages=find_packages(include=["brain_vit", "brain_vit.*"]),
     package_data={"brain_vit": ["weights/*"]},
-    python_requires=f">={settings['min_python']}",
+    python_requires=f">={settings['min_python']},<3.14",
     install_requires=settings["requirements"].split(),
     extras_require={"dev": settings["dev_requirements"].split(), "jax": settings["jax_requirements"].split()},
     entry_points={"console_scripts": settings["console_scripts"].split("\n")},

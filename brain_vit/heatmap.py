@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['HEATMAPS', 'upsample_patches', 'attention_heat', 'lesion_heat', 'heatmap', 'pointing_hits', 'overlay']
 
-# %% ../nbs/13_heatmap.ipynb #cbaaee0b
+# %% ../nbs/13_heatmap.ipynb #5f4179fd
 from collections.abc import Callable
 
 import cv2
 import keras
 import numpy as np
 
+from ._base import InputError
 from .attention import patch_importance
 from .vit import attention_maps, predict_outputs
 
@@ -35,7 +36,7 @@ def attention_heat(
     importance = np.asarray(patch_importance(attention_maps(model, images)[block]))
     return upsample_patches(((importance - 1) / 4).clip(0, 1), images.shape[1])
 
-# %% ../nbs/13_heatmap.ipynb #e0d69cab
+# %% ../nbs/13_heatmap.ipynb #0cda5507
 def lesion_heat(
     model: keras.Model, # from `build_vit`, with pool="lesion"
     images: np.ndarray, # (n, image_size, image_size, 1)
@@ -43,7 +44,7 @@ def lesion_heat(
     "The model's probability, patch by patch, that there is a lesion."
     outputs = predict_outputs(model, images)
     if "lesion" not in outputs:
-        raise ValueError("`lesion_heat` needs a model with lesion scores. Received: a model built with pool='mean'")
+        raise InputError("This model has no lesion scores: choose the method 'attention'.")
     return upsample_patches(outputs["lesion"], images.shape[1])
 
 # %% ../nbs/13_heatmap.ipynb #019e8136

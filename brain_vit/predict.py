@@ -22,19 +22,28 @@ from .preprocess import preprocess
 # %% ../nbs/15_predict.ipynb #c7ffa745
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
-# %% ../nbs/15_predict.ipynb #85383620
+# %% ../nbs/15_predict.ipynb #ad08b531
 def find_images(
     paths, # files and folders
 ) -> Iterator: # a Path for each image, an InputError for each path that leads to none
     "Walk `paths` in order; folders are searched below, sorted by name."
     for path in map(Path, paths):
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
-            yield from found or [InputError(f"The folder '{path}' holds no image: give a folder with JPEG or PNG files.")]
-        elif path.exists():
-            yield path
-        else:
-            yield InputError(f"The path '{path}' does not exist: check its spelling.")
+        try:
+            if path.is_dir():
+                found = sorted(file for file in path.rglob("*") if _wanted(file, path))
+                yield from found or [InputError(f"The folder '{path}' holds no image: give a folder with JPEG or PNG files.")]
+            elif path.exists():
+                yield path
+            else:
+                yield InputError(f"The path '{path}' does not exist: check its spelling.")
+        except OSError as error:
+            yield InputError(f"The path '{path}' cannot be opened ({error.strerror}): check its name and its permissions.")
+
+
+def _wanted(file, folder):
+    "An image by its suffix, neither hidden nor one of our own overlays."
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.suffix.lower() in SUFFIXES and not hidden and not file.name.endswith(".overlay.png") and file.is_file()
 
 # %% ../nbs/15_predict.ipynb #e47c49df
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Failure:
     path: str  # as given
     error: str  # one sentence: what, which file, what to do
 
-# %% ../nbs/15_predict.ipynb #9719d6cc
+# %% ../nbs/15_predict.ipynb #6d3d23b0
 class Predictor:
     "A trained model that reads files."
 
@@ -67,8 +76,9 @@ class Predictor:
         threshold: float = 0.5, # probabilities from here on are called "tumor"
         temperature: float = 1.0, # logits are divided by it; fitted on validation images
         name: str = "model", # reported with each prediction
+        method: str | None = None, # its default heatmap, a key of `HEATMAPS`
     ):
-        self.model, self.threshold, self.temperature, self.name = model, threshold, temperature, name
+        self.model, self.threshold, self.temperature, self.name, self.method = model, threshold, temperature, name, method
         self.image_size = model.input.shape[1]
 
     @classmethod
@@ -84,7 +94,9 @@ class Predictor:
             model = keras.saving.load_model(file, compile=False)
         except Exception as error:
             raise InputError(f"The model '{file}' cannot be loaded ({type(error).__name__}): give a run folder or a .keras file made by brain_vit.") from error
-        return cls(model, settings.get("threshold", 0.5), settings.get("temperature", 1.0), settings["name"])
+        if not isinstance(getattr(model, "output", None), dict) or "tumor" not in model.output:
+            raise InputError(f"The model '{file}' has no output 'tumor': give a run folder or a .keras file made by brain_vit.")
+        return cls(model, settings.get("threshold", 0.5), settings.get("temperature", 1.0), settings["name"], settings.get("heatmap"))
 
     def probability(
         self,
@@ -106,13 +118,18 @@ class Predictor:
                 yield list(pool.map(self._read_one, batch))
 
     def _read_one(self, found):
+        if isinstance(found, InputError):
+            return Failure("", str(found))
         try:
-            if isinstance(found, InputError):
-                raise found
             original = read_image(found)
+            if max(original.shape) > 16 * min(original.shape):
+                raise InputError(f"The image '{found}' is {original.shape[1]} by {original.shape[0]} pixels, too narrow for a slice: crop it first.")
             return str(found), original, *preprocess(original, self.image_size)
         except InputError as error:
-            return Failure("" if isinstance(found, InputError) else str(found), str(error))
+            message = str(error)
+        except (OSError, MemoryError) as error:
+            message = f"it cannot be read ({type(error).__name__}): check the file."
+        return Failure(str(found), message if str(found) in message else f"The image '{found}': {message}")
 
     def predict(
         self,
@@ -131,7 +148,7 @@ class Predictor:
         from brain_vit.heatmap import heatmap
         for batch in self.read(paths):
             images = [item[2] for item in batch if not isinstance(item, Failure)]
-            heats = iter(heatmap(self.model, np.stack(images), method) if images else [])
+            heats = iter(heatmap(self.model, np.stack(images), method or self.method) if images else [])
             for prediction, *rest in self._judge(batch):
                 yield (prediction, rest[0], rest[1].to_original(next(heats))) if rest else (prediction,)
 
@@ -144,21 +161,23 @@ class Predictor:
                 yield (item,)
                 continue
             path, original, _, frame = item
-            value = float(next(probabilities))
+            value = round(float(next(probabilities)), 4)
             label = "tumor" if value >= self.threshold else "no tumor"
-            yield Prediction(path, round(value, 4), label, self.threshold, self.name), original, frame
+            yield Prediction(path, value, label, self.threshold, self.name), original, frame
 
 # %% ../nbs/15_predict.ipynb #9bee7c86
 WEIGHTS = Path(__file__).parent / "weights" if "__file__" in globals() else Path("../brain_vit/weights")
 
-# %% ../nbs/15_predict.ipynb #ad075fc6
+# %% ../nbs/15_predict.ipynb #3fa38c54
 def locate_model(
     path: str | Path | None, # a run folder, a `.keras` file, or None for the bundled weights
 ) -> tuple: # the `.keras` file, and its settings: name, threshold, temperature
     "Find a model and the settings that belong to it, or say in one sentence why not."
     if path is None:
         return WEIGHTS / "small.keras", json.loads((WEIGHTS / "small.json").read_text())
-    path = Path(path)
+    path = Path(path).resolve()
+    if path.name == "model.keras" and (path.parent / "config.json").exists():
+        path = path.parent
     if path.is_file():
         return path, {"name": path.stem}
     if not path.exists():
@@ -168,4 +187,7 @@ def locate_model(
     if (path / "split.csv").exists():
         from brain_vit.crossvalidate import check_split
         check_split(path / "split.csv")
-    return path / "model.keras", {"name": path.name, **json.loads((path / "config.json").read_text())}
+    try:
+        return path / "model.keras", {"name": path.name, **json.loads((path / "config.json").read_text())}
+    except json.JSONDecodeError:
+        raise InputError(f"The file '{path / 'config.json'}' is damaged: give another run.") from None

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['HELD_OUT_SEED', 'render_pool', 'PhantomBatches', 'pretrain']
 
-# %% ../nbs/11a_pretrain.ipynb #ade3182a
+# %% ../nbs/11a_pretrain.ipynb #605d6ab3
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from .augment import augment_batch
 from .phantom import Phantom, phantom_dataset
 from .preprocess import preprocess_all
 from .training import SliceBatches, TrainConfig, fit
-from .vit import ViTConfig, build_vit
+from .vit import ViTConfig
 
 # %% ../nbs/11a_pretrain.ipynb #307149ef
 def render_pool(

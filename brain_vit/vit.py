@@ -6,8 +6,8 @@
 __all__ = ['LECTURE', 'SMALL', 'PRESETS', 'ViTConfig', 'LesionPooling', 'build_vit', 'predict_outputs', 'attention_readout',
            'attention_maps', 'copy_weights']
 
-# %% ../nbs/09_vit.ipynb #4c9bfe11
-from dataclasses import asdict, dataclass
+# %% ../nbs/09_vit.ipynb #4541de8b
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
