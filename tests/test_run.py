@@ -41,7 +41,9 @@ def test_a_finished_run_explains_itself(finished):
     assert names == {"config.json", "split.csv", "history.csv", "curves.png", "metrics.json", "model.keras", "heatmaps", "README.md"}
     metrics = json.loads((finished / "metrics.json").read_text())
     test = metrics["parts"]["test"]
-    assert test["n"] == 8 and metrics["protocol"]
+    rows = (finished / "split.csv").read_text().splitlines()
+    assert test["n"] == sum(",test," in row for row in rows) > 0 and metrics["protocol"]
+    assert metrics["pointing"]["n"] == test["confusion_matrix"]["true_positives"] + test["confusion_matrix"]["false_negatives"]
     low, high = test["accuracy"]["interval"]
     assert 0 <= low <= test["accuracy"]["value"] <= high <= 1
     assert str(test["n"]) in (finished / "README.md").read_text()
@@ -89,13 +91,13 @@ def test_a_run_whose_split_leaks_is_refused(finished, tmp_path):
     assert Predictor.load(finished).name == "whole"
     leaking = shutil.copytree(finished, tmp_path / "leaking")
     rows = (leaking / "split.csv").read_text().splitlines()
-    train = next(row for row in rows if row.endswith(",train")).rsplit(",", 2)[1]
-    index, row = next((i, row) for i, row in enumerate(rows) if row.endswith(",test"))
-    front, _, part = row.rsplit(",", 2)
-    rows[index] = f"{front},{train},{part}"
+    train = next(row.split(",")[2] for row in rows if ",train," in row)
+    index, row = next((i, row.split(",")) for i, row in enumerate(rows) if ",test," in row)
+    rows[index] = ",".join([*row[:2], train, *row[3:]])
     (leaking / "split.csv").write_text("\n".join(rows) + "\n")
-    with pytest.raises(InputError, match="leaks"):
-        Predictor.load(leaking)
+    for path in (leaking, leaking / "model.keras"):
+        with pytest.raises(InputError, match="leaks"):
+            Predictor.load(path)
 
 
 def test_starting_weights_must_fit(finished):
@@ -105,3 +107,12 @@ def test_starting_weights_must_fit(finished):
     assert start_model(config, 0, finished).count_params() > 0
     with pytest.raises(InputError, match="another model"):
         start_model(replace(config, d_model=32), 0, finished)
+
+
+def test_weights_that_have_seen_the_test_images_are_refused(finished):
+    from brain_vit.phantom import Phantom, phantom_dataset
+    from brain_vit.run import refuse_seen
+    recipe = Phantom.easy(image_size=48)
+    with pytest.raises(InputError, match="were trained on"):
+        refuse_seen(finished, phantom_dataset(80, seed=0, recipe=recipe).images)
+    refuse_seen(finished, phantom_dataset(10, seed=1, recipe=recipe).images)
