@@ -5,18 +5,22 @@
 """
 import hashlib
 import json
-import shutil
 import sys
 from pathlib import Path
+
+from brain_vit.run import save_model
+from brain_vit.vit import ViTConfig, build_vit, copy_weights
 
 run = Path(sys.argv[1])
 weights = Path(__file__).parent.parent / "brain_vit" / "weights"
 config = json.loads((run / "config.json").read_text())
 metrics = json.loads((run / "metrics.json").read_text())
 weights.mkdir(exist_ok=True)
-shutil.copy(run / "model.keras", weights / "small.keras")
+model_config = ViTConfig(**config["model"])
+save_model(copy_weights(build_vit(model_config), run / "model.keras"), model_config, weights / "small.keras")
 card = {
     "name": "small-phantom",
+    "heatmap": config.get("heatmap", "lesion"),
     "threshold": config["threshold"],
     "temperature": config["temperature"],
     "sha256": hashlib.sha256((weights / "small.keras").read_bytes()).hexdigest(),

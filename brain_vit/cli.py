@@ -32,12 +32,13 @@ def options(
     DEBUG["on"] = debug
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# %% ../nbs/16_cli.ipynb #686f3d53
+# %% ../nbs/16_cli.ipynb #7add8ebd
 def main(
     arguments: list | None = None, # like sys.argv[1:], which is the default
 ):
     "Entry point of the `brain_vit` command."
-    sys.stdout.reconfigure(errors="backslashreplace")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app(arguments, prog_name="brain_vit", standalone_mode=False) or 0)
     except InputError as error:
@@ -326,6 +327,7 @@ def _replace(path, save):
     save(temporary)
     os.replace(temporary, path)
 
-# %% ../nbs/16_cli.ipynb #c411cc70
+# %% ../nbs/16_cli.ipynb #c4f4a6be
+#| eval: false
 if __name__ == "__main__":
     main()
