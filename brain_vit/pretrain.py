@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['HELD_OUT_SEED', 'render_pool', 'PhantomBatches', 'pretrain']
 
-# %% ../nbs/11a_pretrain.ipynb #605d6ab3
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+# %% ../nbs/11a_pretrain.ipynb #78d9224a
 from pathlib import Path
 
 import numpy as np
+from joblib.externals.loky import ProcessPoolExecutor
 
 from .augment import augment_batch
 from .phantom import Phantom, phantom_dataset
@@ -33,7 +32,7 @@ def render_pool(
     images, masks = preprocess_all(phantoms, image_size)
     return images, phantoms.labels, masks
 
-# %% ../nbs/11a_pretrain.ipynb #c2c0f3da
+# %% ../nbs/11a_pretrain.ipynb #b86b2efa
 class PhantomBatches(SliceBatches):
     "Training batches from an endless sequence of pools; call `close` when done."
 
@@ -46,11 +45,12 @@ class PhantomBatches(SliceBatches):
         batch_size: int = 32, # images at a time
         seed: int = 0, # of phantoms, shuffle and augmentation
         easy_pools: int = 0, # so many pools at the beginning are drawn by `Phantom.easy`
+        num_pools: int | None = None, # how many will be needed; None: nobody knows
         augment=augment_batch, # applied anew in each pass
     ):
-        self.executor = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self.executor = ProcessPoolExecutor(1)  # loky's: it needs no `__main__` guard, and works in a notebook
         self.pools, self.pool_size, self.passes, self._epoch = {}, pool_size, passes, None
-        self.recipe, self.easy_pools, self.image_size = recipe, easy_pools, config.image_size
+        self.recipe, self.easy_pools, self.num_pools, self.image_size = recipe, easy_pools, num_pools, config.image_size
         empty = np.zeros((0, config.image_size, config.image_size, 1), "float32")
         super().__init__(empty, np.zeros(pool_size, int), None, config.patch_size, batch_size, augment, seed)
 
@@ -66,7 +66,8 @@ class PhantomBatches(SliceBatches):
             self._order(number)
             self.images, self.labels, self.masks = self.pools.pop(number).result()
             self.pools = {}
-            self._order(number + 1)
+            if self.num_pools is None or number + 1 < self.num_pools:
+                self._order(number + 1)
         self._epoch = epoch
 
     def _order(self, number):
@@ -78,9 +79,9 @@ class PhantomBatches(SliceBatches):
 
     def close(self):
         "Stop the second process."
-        self.executor.shutdown(wait=False, cancel_futures=True)
+        self.executor.shutdown(wait=True)
 
-# %% ../nbs/11a_pretrain.ipynb #61dc13b8
+# %% ../nbs/11a_pretrain.ipynb #75a7c28d
 def pretrain(
     model, # from `build_vit`, with lesion pooling or without
     model_config: ViTConfig, # its configuration
@@ -97,7 +98,8 @@ def pretrain(
     images, labels, masks = render_pool(recipe, HELD_OUT_SEED, 0, held_out, model_config.image_size)
     patch_size = model_config.patch_size if model_config.pool == "lesion" else None
     validation = SliceBatches(images, labels, masks, patch_size)
-    train = PhantomBatches(recipe, model_config, pool_size, passes, train_config.batch_size, train_config.seed, easy_pools)
+    train = PhantomBatches(recipe, model_config, pool_size, passes, train_config.batch_size, train_config.seed, easy_pools,
+                           num_pools=-(-train_config.epochs // passes))
     train.patch_size = patch_size
     try:
         return fit(model, train, validation, train_config, folder, progress, keep="last")
