@@ -24,7 +24,7 @@ setup(
     package_data={"brain_vit": ["weights/*"]},
     python_requires=f">={settings['min_python']},<3.14",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split(), "jax": settings["jax_requirements"].split()},
+    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "jax", "export")},
     entry_points={"console_scripts": settings["console_scripts"].split("\n")},
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+from brain_vit.export import export_onnx
 from brain_vit.run import save_model
 from brain_vit.vit import ViTConfig, build_vit, copy_weights
 
@@ -17,7 +18,8 @@ config = json.loads((run / "config.json").read_text())
 metrics = json.loads((run / "metrics.json").read_text())
 weights.mkdir(exist_ok=True)
 model_config = ViTConfig(**config["model"])
-save_model(copy_weights(build_vit(model_config), run / "model.keras"), model_config, weights / "small.keras")
+model = copy_weights(build_vit(model_config), run / "model.keras")
+save_model(model, model_config, weights / "small.keras")
 card = {
     "name": "small-phantom",
     "heatmap": config.get("heatmap", "lesion"),
@@ -29,6 +31,7 @@ card = {
     "config": {key: config[key] for key in ("model", "training", "recipe", "pool_size", "passes", "packages")},
     "held_out_phantoms": metrics["parts"]["test"],
 }
+export_onnx(model, weights / "small.onnx", **{key: card[key] for key in ("name", "temperature", "threshold", "heatmap", "sha256")})
 (weights / "small.json").write_text(json.dumps(card, indent=2) + "\n")
 accuracy, area = (metrics["parts"]["test"][name] for name in ("accuracy", "roc_auc"))
 (weights / "README.md").write_text(f"""# Model card: small-phantom

@@ -1,8 +1,10 @@
 """Phantoms per second, at 128 and 224 pixels, with one and two workers.
 
     python benchmarks/phantom.py [--seconds 10] [--json]
+    python benchmarks/phantom.py --stream 100000
 
 One worker is measured in this process on one thread; two workers through `phantom_stream`. --json also writes phantom.json beside this file.
+--stream N instead renders N phantoms of 128 pixels in this process and prints the resident memory ten times on the way (Linux only).
 """
 import argparse
 import os
@@ -30,12 +32,31 @@ def rate(size, workers, seconds, batch_size=32):
             "ms_per_image": round(1000 * wall / count, 2), "cpu_ms_per_image": None if workers else round(1000 * busy / count, 2)}
 
 
+def resident():
+    "Megabytes of memory that this process holds now."
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def watch_memory(count, batch_size=20):
+    "Memory after every tenth of a stream: flat means that nothing is kept."
+    stream = phantom_stream(Phantom.full(), batch_size=batch_size, workers=0)
+    print(f"{'images':>9} {'resident MB':>12}")
+    for done in range(batch_size, count + 1, batch_size):
+        next(stream)
+        if done % max(batch_size, count // 10) < batch_size:
+            print(f"{done:9d} {resident():12.1f}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10, help="length of each measurement")
     parser.add_argument("--json", action="store_true", help="write phantom.json")
+    parser.add_argument("--stream", type=int, metavar="N", help="memory along N phantoms instead of speed")
     options = parser.parse_args()
     cv2.setNumThreads(1)
+    if options.stream:
+        return watch_memory(options.stream)
     print(f"{'pixels':>7} {'workers':>8} {'images/s':>9} {'ms/image':>9} {'cpu ms':>7}")
     rows = []
     for size in (128, 224):

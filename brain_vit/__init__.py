@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/17_package.ipynb #542aa617
 import importlib
 
-# %% ../nbs/17_package.ipynb #4f49a9a9
+# %% ../nbs/17_package.ipynb #8c9c8f93
 __version__ = "0.1.0"
 _PUBLIC = {
     "_base": ["InputError"],
@@ -23,7 +23,7 @@ _PUBLIC = {
     "multihead": ["MultiHeadSelfAttention"],
     "encoder": ["FeedForward", "TransformerBlock"],
     "vit": ["LECTURE", "PRESETS", "SMALL", "LesionPooling", "ViTConfig", "attention_maps", "attention_readout", "build_vit", "copy_weights", "predict_outputs"],
-    "training": ["SliceBatches", "TrainConfig", "compile_vit", "fit", "lesion_fraction", "lesion_loss", "plot_curves"],
+    "training": ["SliceBatches", "TrainConfig", "compile_vit", "fit", "lesion_fraction", "lesion_loss", "plot_curves", "train_recipe"],
     "augment": ["Augmentation", "augment_batch", "enlarge"],
     "pretrain": ["PhantomBatches", "render_pool"],
     "accuracy": ["classification_metrics", "metrics_table", "wilson_interval"],
@@ -31,9 +31,14 @@ _PUBLIC = {
     "baselines": ["METHODS", "Method", "make_method"],
     "crossvalidate": ["check_split"],
     "evaluate": [],
-    "heatmap": ["HEATMAPS", "attention_heat", "lesion_heat", "overlay", "pointing_hits"],
-    "predict": ["Failure", "Prediction", "Predictor"],
-    "run": ["pretrain_run", "train_recipe", "train_run"],
+    "draw": ["overlay", "upsample_patches"],
+    "heatmap": ["HEATMAPS", "attention_heat", "gradcam_heat", "lesion_heat", "occlusion_heat", "pointing_hits", "relevance_heat", "rollout_heat",
+                "shifted_lesion_heat", "show_heads"],
+    "faithfulness": ["faithfulness_table", "score_folder"],
+    "onnx_model": ["OnnxModel"],
+    "predict": ["Failure", "OnnxPredictor", "Prediction", "Predictor", "load_predictor"],
+    "export": ["export_onnx"],
+    "run": ["pretrain_run", "train_run"],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

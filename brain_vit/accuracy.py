@@ -53,7 +53,7 @@ def _ratio(part, whole):
     "part / whole, NaN where whole is 0."
     return np.where(whole > 0, part / np.where(whole > 0, whole, 1), np.nan)
 
-# %% ../nbs/12_accuracy.ipynb #5d798984
+# %% ../nbs/12_accuracy.ipynb #3447c475
 def ranking_metrics(
     labels: np.ndarray, # (n,) 0 or 1
     probabilities: np.ndarray, # (n,) of "tumor"
@@ -65,7 +65,7 @@ def ranking_metrics(
     starts, first, last = _levels(probabilities[order], models[order])
     positive, negative = (np.add.reduceat(weights[:, order] * (labels[order] == label), starts, axis=1) for label in (1, 0))
     found, alarms = _running(positive, first), _running(negative, first)
-    all_positive, all_negative = found[:, last], alarms[:, last]
+    all_negative = alarms[:, last]
     wins = (positive * (all_negative - alarms + negative / 2)).sum(axis=1)
     pairs = (positive * all_negative).sum(axis=1)
     precision = np.where(all_negative > 0, _ratio(found, found + alarms), 0)

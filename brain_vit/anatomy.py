@@ -72,29 +72,26 @@ def closed_curve(
     "A smooth closed outline through the control points."
     return spline_weights(len(points), 6, True) @ points
 
-# %% ../nbs/01_anatomy.ipynb #3b0b415f
+# %% ../nbs/01_anatomy.ipynb #c64e01f2
 @functools.lru_cache(maxsize=None)
 def band_weights(
     count: int, # number of control points
-) -> tuple: # (2 m, count) weights of points and slopes, (m,) rounding of the ends
+) -> tuple: # (2, m, count) weights of points and slopes, (m, count) weights of widths, with rounded ends
     "What `band` needs to know once per number of control points."
-    weights = np.concatenate([spline_weights(count, 5, False, slope) for slope in (False, True)])
-    return weights, np.sqrt(1 - np.linspace(-0.98, 0.98, len(weights) // 2) ** 8)
+    weights = np.stack([spline_weights(count, 5, False, slope) for slope in (False, True)])
+    taper = np.sqrt(1 - np.linspace(-0.98, 0.98, weights.shape[1]) ** 8)
+    return weights.astype(complex), taper[:, None] * weights[0]
 
-# %% ../nbs/01_anatomy.ipynb #e81b77ce
+# %% ../nbs/01_anatomy.ipynb #e4b5209e
 def band(
     points: np.ndarray, # (n, 2) control points of the middle line in mm
     widths: np.ndarray, # (n,) half widths in mm
 ) -> np.ndarray: # outline of a curved band which tapers at its ends
     "A curved band: ventricles, fissures, vessels and the corpus callosum are bands."
-    weights, taper = band_weights(len(points))
-    count, knots = len(taper), np.empty((len(points), 3))
-    knots[:, :2], knots[:, 2] = points, widths
-    drawn = weights @ knots
-    across, down = drawn[count:, 0], drawn[count:, 1]
-    reach = drawn[:count, 2] * taper / np.sqrt(across * across + down * down + 1e-9)
-    side = np.stack([-down * reach, across * reach], 1)
-    return np.concatenate([drawn[:count, :2] + side, (drawn[:count, :2] - side)[::-1]])
+    weights, reaches = band_weights(len(points))
+    line, slope = weights @ np.asarray(points, float).view(complex)[:, 0] # x + iy: a factor i turns by 90 degrees
+    side = slope * (reaches @ np.full(len(points), widths)) * 1j / (np.abs(slope) + 1e-9)
+    return np.concatenate([line + side, (line - side)[::-1]]).view(float).reshape(-1, 2)
 
 # %% ../nbs/01_anatomy.ipynb #35a48dc0
 @functools.lru_cache(maxsize=None)
@@ -105,7 +102,7 @@ def circle(
     angles = np.arange(count) * 2 * np.pi / count
     return np.stack([np.cos(angles), np.sin(angles)], 1)
 
-# %% ../nbs/01_anatomy.ipynb #d6382186
+# %% ../nbs/01_anatomy.ipynb #fa7e2902
 def blob(
     generator: np.random.Generator, # source of randomness
     centre: tuple, # (x, y) in mm
@@ -114,11 +111,11 @@ def blob(
     wobble: float = 0.06, # how far the outline strays, relative
 ) -> np.ndarray: # outline
     "A rounded lump: nuclei, eyes, glands."
-    points = circle(8) * radii * (1 + wobble * generator.standard_normal((8, 1)))
-    c, s = math.cos(tilt), math.sin(tilt)
-    return spline_weights(8, 6, True) @ (points @ np.array([[c, s], [-s, c]]) + centre)
+    points = circle(8) * (1 + wobble * generator.standard_normal((8, 1)))
+    (right, down), c, s = radii, math.cos(tilt), math.sin(tilt)
+    return spline_weights(8, 6, True) @ (points @ np.array([[c * right, s * right], [-s * down, c * down]]) + centre)
 
-# %% ../nbs/01_anatomy.ipynb #940c51b7
+# %% ../nbs/01_anatomy.ipynb #f7811b5a
 class TissueMap:
     "A square map with one tissue per pixel, painted from the outside in."
     def __init__(self,
@@ -127,7 +124,7 @@ class TissueMap:
         deviation: float = 1.0, # mm by which control points stray
     ):
         self.labels = np.zeros((size, size), np.uint8)
-        self.scale = size / FIELD_OF_VIEW
+        self.scale, self.middle = size / FIELD_OF_VIEW, 8 * size - 8 # fill counts in sixteenths of a pixel
         self.generator, self.deviation = generator, deviation
 
     def stray(self, points):
@@ -138,8 +135,9 @@ class TissueMap:
 
     def fill(self, tissue, outline):
         "Paint a closed outline (n, 2) in mm."
-        pixels = (outline * (16 * self.scale) + (8 * len(self.labels) - 8)).astype(np.int32)
-        cv2.fillPoly(self.labels, [pixels], TISSUE[tissue], cv2.LINE_8, 4)
+        pixels = outline * (16 * self.scale)
+        pixels += self.middle
+        cv2.fillPoly(self.labels, [pixels.astype(np.int32)], TISSUE[tissue], cv2.LINE_8, 4)
 
     def lump(self, tissue, centre, radii, tilt=0.0, wobble=0.06):
         "Paint a rounded lump."
@@ -169,16 +167,24 @@ class TissueMap:
 # %% ../nbs/01_anatomy.ipynb #2fce331d
 NUM_ANGLES = 128 # an outline around the brain has this many points
 
-# %% ../nbs/01_anatomy.ipynb #b89d4a5f
+# %% ../nbs/01_anatomy.ipynb #3bcfa29f
+@functools.lru_cache(maxsize=None)
+def waves(
+) -> np.ndarray: # (10, NUM_ANGLES)
+    "Two to six cosines and sines around an outline, the slow ones higher."
+    orders = np.arange(2, 7)[:, None]
+    turns = orders * np.arange(NUM_ANGLES) * 2 * np.pi / NUM_ANGLES
+    return np.concatenate([np.cos(turns), np.sin(turns)]) / np.sqrt(np.tile(orders, (2, 1)))
+
+# %% ../nbs/01_anatomy.ipynb #550c5620
 def uneven(
     generator: np.random.Generator, # source of randomness
     amount: float = 0.012, # relative
 ) -> np.ndarray: # (NUM_ANGLES,) factors around 1
     "Slow waves around an outline: no two heads are alike."
-    orders = np.arange(2, 7)
     phases = generator.uniform(0, 2 * np.pi, 5)
-    heights = amount * generator.standard_normal(5) / np.sqrt(orders)
-    return 1 + heights @ np.cos(orders[:, None] * np.arange(NUM_ANGLES) * 2 * np.pi / NUM_ANGLES + phases[:, None])
+    heights = amount * generator.standard_normal(5)
+    return 1 + np.concatenate([heights * np.cos(phases), heights * np.sin(phases)]) @ waves()
 
 # %% ../nbs/01_anatomy.ipynb #f4ea0b48
 def egg_outline(
@@ -210,12 +216,12 @@ def point_outline(
     radius = np.interp(np.arange(NUM_ANGLES) * 2 * np.pi / NUM_ANGLES, turn[order], np.hypot(*curve[order].T), period=2 * np.pi)
     return radius * uneven(generator)
 
-# %% ../nbs/01_anatomy.ipynb #8afe0000
+# %% ../nbs/01_anatomy.ipynb #56baf590
 def ring(
-    radius: np.ndarray, # (NUM_ANGLES,) mm
-) -> np.ndarray: # (NUM_ANGLES, 2) mm
+    radius: np.ndarray, # (..., NUM_ANGLES) mm
+) -> np.ndarray: # (..., NUM_ANGLES, 2) mm
     "Radii to points."
-    return circle(NUM_ANGLES) * radius[:, None]
+    return circle(NUM_ANGLES) * radius[..., None]
 
 # %% ../nbs/01_anatomy.ipynb #9e4c8b64
 def wavy(
@@ -228,17 +234,26 @@ def wavy(
     waves = 1 + spread * (spline_weights(10, 13, True)[:NUM_ANGLES] @ coarse).T
     return np.asarray(means)[:, None] * np.clip(waves, 0.3, 2.5)
 
-# %% ../nbs/01_anatomy.ipynb #65959d23
+# %% ../nbs/01_anatomy.ipynb #e2e7c438
+@functools.lru_cache(maxsize=None)
+def temples(
+) -> np.ndarray: # (NUM_ANGLES,) 0..1
+    "Where the temporal muscle lies, and how thick it is there."
+    across, down = circle(NUM_ANGLES).T
+    return np.clip(np.abs(across) * 2.2 - 1.2, 0, 1) * np.clip(1.6 - 4 * np.abs(down + 0.1), 0, 1)
+
+# %% ../nbs/01_anatomy.ipynb #4d3fa58f
 def draw_shells(generator, radius, atrophy, muscle):
     "Radii of the shells from the inside out: fluid, dura, inner bone, marrow, skull, muscle, fat, skin."
-    means = generator.uniform((0.8 + atrophy, 1.2, 0.8, 1.2, 1.2, 0.5), (0.8 + 3 * atrophy, 2.4, 4.0, 2.4, 4.5, 1.6))
-    fluid, inner, marrow, outer, scalp, skin = wavy(generator, means)
-    across, down = circle(NUM_ANGLES).T
-    temple = muscle * np.clip(np.abs(across) * 2.2 - 1.2, 0, 1) * np.clip(1.6 - 4 * np.abs(down + 0.1), 0, 1)
-    thick = [fluid, 0.6, inner - 0.6, marrow, outer, temple + 0.3 * scalp * (temple > 0.5), 0.7 * scalp + 0.3 * scalp * (temple <= 0.5), skin]
-    return radius + np.cumsum(np.broadcast_arrays(*thick), axis=0)
+    low = np.array([0.8 + atrophy, 1.2, 0.8, 1.2, 1.2, 0.5])
+    spread = np.array([2 * atrophy, 1.2, 3.2, 1.2, 3.3, 1.1])
+    fluid, inner, marrow, outer, scalp, skin = wavy(generator, low + spread * generator.random(6))
+    temple = muscle * temples()
+    split = 0.3 * scalp * (temple > 0.5)
+    thick = np.stack([radius + fluid, np.full(NUM_ANGLES, 0.6), inner - 0.6, marrow, outer, temple + split, scalp - split, skin])
+    return np.cumsum(thick, axis=0)
 
-# %% ../nbs/01_anatomy.ipynb #dafb6648
+# %% ../nbs/01_anatomy.ipynb #7b1f1bfc
 def paint_head(
     tissues: TissueMap, # painted in place
     radius: np.ndarray, # the brain's outline
@@ -247,13 +262,13 @@ def paint_head(
     face=None, # paints what lies outside the skull, after the scalp
 ):
     "Scalp, skull with its marrow, dura and the fluid under it."
-    fluid, dura, inner, marrow, skull, temple, fat, skin = draw_shells(tissues.generator, radius, atrophy, muscle)
+    fluid, dura, inner, marrow, skull, temple, fat, skin = ring(draw_shells(tissues.generator, radius, atrophy, muscle))
     for name, outline in (("skin", skin), ("fat", fat), ("muscle", temple)):
-        tissues.fill(name, ring(outline))
+        tissues.fill(name, outline)
     if face is not None:
         face(tissues)
     for name, outline in (("bone", skull), ("marrow", marrow), ("bone", inner), ("dura", dura), ("csf", fluid)):
-        tissues.fill(name, ring(outline))
+        tissues.fill(name, outline)
 
 # %% ../nbs/01_anatomy.ipynb #76f7afa8
 @functools.lru_cache(maxsize=8)
@@ -266,7 +281,7 @@ def polar_grid(
     turn = (np.arctan2(y, x) / (2 * np.pi) % 1).astype(np.float32)
     return x, y, np.hypot(x, y), np.int32(turn * 1024) % 1024, turn
 
-# %% ../nbs/01_anatomy.ipynb #1bd54467
+# %% ../nbs/01_anatomy.ipynb #35745419
 def depth_map(
     radius: np.ndarray, # the brain's outline
     size: int, # side of the whole map in pixels
@@ -274,7 +289,7 @@ def depth_map(
 ) -> np.ndarray: # float32
     "Millimetres under the brain's surface; negative outside."
     _, _, distance, index, _ = polar_grid(size)
-    fine = np.interp(np.arange(1024) / 1024 * NUM_ANGLES, np.arange(NUM_ANGLES + 1), np.append(radius, radius[0]))
+    fine = np.interp(np.arange(0, NUM_ANGLES, NUM_ANGLES / 1024), np.arange(NUM_ANGLES + 1), np.concatenate([radius, radius[:1]]))
     return fine.astype(np.float32)[index[part]] - distance[part]
 
 # %% ../nbs/01_anatomy.ipynb #fbf9cdf2
@@ -331,7 +346,7 @@ def pial_distance(generator, radius, size, box, reach, tangle, fissure):
         pial = np.minimum(pial, np.abs(x) + apart - 0.2)
     return pial, depth, mood
 
-# %% ../nbs/01_anatomy.ipynb #8ffe4fbb
+# %% ../nbs/01_anatomy.ipynb #f8024131
 def paint_cortex(
     tissues: TissueMap, # painted in place
     radius: np.ndarray, # the brain's outline
@@ -346,7 +361,7 @@ def paint_cortex(
     pial, depth, mood = pial_distance(generator, radius, size, box, reach, tangle, fissure)
     gap = 0.2 + 1.5 * atrophy * generator.uniform(0.4, 1)
     matter = np.where(pial > gap + generator.uniform(2.0, 3.2), np.uint8(TISSUE["white"]), np.uint8(TISSUE["gray"]))
-    matter[pial + (0.5 * gap + 0.25) * mood[::-1] < gap] = TISSUE["csf"]
+    np.copyto(matter, TISSUE["csf"], where=pial + (0.5 * gap + 0.25) * mood[::-1] < gap)
     np.copyto(tissues.labels[double(box)], matter, where=depth > 0)
 
 # %% ../nbs/01_anatomy.ipynb #dba2dfe9
@@ -397,7 +412,7 @@ def paint_sylvian(
             for line in lines:
                 tissues.fill(tissue, band(line, wide + extra))
 
-# %% ../nbs/01_anatomy.ipynb #d31a003e
+# %% ../nbs/01_anatomy.ipynb #28f2db59
 def paint_vessels(
     tissues: TissueMap, # painted in place
     radius: np.ndarray, # the brain's outline
@@ -405,10 +420,11 @@ def paint_vessels(
     "Cut vessels between the folds."
     generator = tissues.generator
     for turn, depth, size in zip(*generator.random((3, generator.integers(0, 10)))):
-        reach = radius[int(turn * NUM_ANGLES)] - 1 - 16 * depth**2
-        tissues.lump("vessel", (reach * np.cos(2 * np.pi * turn), reach * np.sin(2 * np.pi * turn)), (0.6 + 0.9 * size,) * 2)
+        direction = int(turn * NUM_ANGLES)
+        place = circle(NUM_ANGLES)[direction] * (radius[direction] - 1 - 16 * depth**2)
+        tissues.fill("vessel", place + circle(8) * (0.6 + 0.9 * size))
 
-# %% ../nbs/01_anatomy.ipynb #e4d1d701
+# %% ../nbs/01_anatomy.ipynb #03141d75
 def paint_cells(
     tissues: TissueMap, # painted in place
     centre: tuple, # mm
@@ -416,13 +432,14 @@ def paint_cells(
     materials: tuple = ("sinus", "bone", "mucosa"), # what the cells hold, what the walls are, what lines them
 ):
     "Air cells: mastoid, ethmoid and sphenoid sinus, a foam of air in bone, sometimes with fluid."
-    cells = tissues.generator.integers(1, 4)
+    cells = int(tissues.generator.integers(1, 4))
     tissues.lump(materials[1], centre, radii, wobble=0.12)
     filling = materials[0] if tissues.generator.random() < 0.85 else "fluid"
+    inner = np.array(radii) * 0.85 / cells**0.5
     for offset in tissues.generator.uniform(-0.6, 0.6, (cells, 2)) * (cells > 1):
-        spot, share = np.asarray(centre) + offset * radii, 0.85 / cells**0.5
-        tissues.lump(materials[2], spot, np.asarray(radii) * share + 0.5, wobble=0.1)
-        tissues.lump(filling, spot, np.maximum(np.asarray(radii) * share - 0.7, 0.5), wobble=0.1)
+        spot = centre + offset * radii
+        tissues.lump(materials[2], spot, inner + 0.5, wobble=0.1)
+        tissues.lump(filling, spot, np.maximum(inner - 0.7, 0.5), wobble=0.1)
 
 # %% ../nbs/01_anatomy.ipynb #27b01bf9
 def paint_cerebellum(
@@ -447,15 +464,16 @@ def paint_cerebellum(
     tissues.labels[part][painted & (leaf < 0.07 + 0.1 * atrophy) & ~inner] = TISSUE["csf"]
     tissues.labels[part][inner & (leaf > 0.2) & (noise > -0.6)] = TISSUE["white"]
 
-# %% ../nbs/01_anatomy.ipynb #cc253717
-INTRACRANIAL = np.isin(TISSUES, ["dura", "csf", "gray", "white", "nucleus", "thalamus", "ventricle", "choroid", "vessel", "cerebellum", "stem", "gland", "calcium"])
+# %% ../nbs/01_anatomy.ipynb #9df82eb2
+INTRACRANIAL = np.isin(np.resize(TISSUES, 256), ["dura", "csf", "gray", "white", "nucleus", "thalamus", "ventricle", "choroid", "vessel", "cerebellum", "stem",
+    "gland", "calcium"]).astype(np.uint8) # by tissue index
 
-# %% ../nbs/01_anatomy.ipynb #a23afe02
+# %% ../nbs/01_anatomy.ipynb #1132f0dc
 def inner_depth(
     labels: np.ndarray, # (size, size) tissue index
 ) -> np.ndarray: # (size // 2, size // 2) float32
     "Millimetres to the nearest bone or air, at half the resolution."
-    inside = INTRACRANIAL[labels[::2, ::2]].astype(np.uint8)
+    inside = cv2.LUT(labels[::2, ::2], INTRACRANIAL)
     inside[round(0.79 * len(inside)):] = 0 # below: the spinal cord, not the brain
     distance = cv2.distanceTransform(inside, cv2.DIST_L2, 3) * np.float32(2 * FIELD_OF_VIEW / len(labels))
     return cv2.blur(distance, (3, 3))

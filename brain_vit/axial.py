@@ -36,16 +36,22 @@ def paint_semiovale(tissues, atrophy, ventricles):
     paint_vessels(tissues, radius)
     return {"midline": (0, -50)}
 
-# %% ../nbs/01_axial.ipynb #737bb312
+# %% ../nbs/01_axial.ipynb #8f7eea7c
+def paint_hemispheres(tissues, atrophy, length, muscle, reach, fissure, behind):
+    "Head, cortex, falx and vessels of a cut through the lateral ventricles: `muscle` mm at most, sulci that `reach`, the falx again from `behind`."
+    generator = tissues.generator
+    radius = egg_outline(generator, 63, length)
+    paint_head(tissues, radius, atrophy, generator.uniform(0, muscle))
+    paint_cortex(tissues, radius, atrophy, generator.uniform(*reach), generator.uniform(0.2, 0.5), fissure)
+    paint_falx(tissues, -radius[96], -50)
+    paint_falx(tissues, behind, radius[32], generator.uniform(1.5, 4.5))
+    paint_vessels(tissues, radius)
+
+# %% ../nbs/01_axial.ipynb #40a41479
 def paint_bodies(tissues, atrophy, ventricles):
     "Axial, through the bodies of the lateral ventricles."
     generator = tissues.generator
-    radius = egg_outline(generator, 63, 86)
-    paint_head(tissues, radius, atrophy, generator.uniform(0, 4))
-    paint_cortex(tissues, radius, atrophy, generator.uniform(14, 22), generator.uniform(0.2, 0.5), (-46, 52))
-    paint_falx(tissues, -radius[96], -50)
-    paint_falx(tissues, 56, radius[32], generator.uniform(1.5, 4.5))
-    paint_vessels(tissues, radius)
+    paint_hemispheres(tissues, atrophy, 86, 4, (14, 22), (-46, 52), 56)
     front, back, waist = generator.uniform(-42, -28), generator.uniform(30, 52), generator.uniform(4.5, 8)
     tissues.pair("nucleus", (waist + 10, front * 0.55), (3.5, 14), -0.3)
     line = [(waist + 9, front), (waist + 3, front * 0.6), (waist, -2), (waist + 6, back * 0.4), (waist + 15, back * 0.75), (waist + 17, back)]
@@ -61,16 +67,11 @@ def paint_islands(tissues, ventricles):
     paint_ventricle(tissues, [(2.2, -17), (3.2, -24), (7, -33), (13, -41)], [0.8, 2.4, 3.2, 1.8], ventricles)
     tissues.curve("ventricle", [(0, -8), (0, 4), (0, 18)], np.array([0.8, 1.5, 1.2]) * np.mean(ventricles))
 
-# %% ../nbs/01_axial.ipynb #184a5f87
+# %% ../nbs/01_axial.ipynb #6a28d75d
 def paint_ganglia(tissues, atrophy, ventricles):
     "Axial, through basal ganglia and thalamus: frontal horns, third ventricle, occipital horns."
     generator = tissues.generator
-    radius = egg_outline(generator, 63, 87)
-    paint_head(tissues, radius, atrophy, generator.uniform(0, 9))
-    paint_cortex(tissues, radius, atrophy, generator.uniform(13, 21), generator.uniform(0.2, 0.5), (-48, 48))
-    paint_falx(tissues, -radius[96], -50)
-    paint_falx(tissues, 50, radius[32], generator.uniform(1.5, 4.5))
-    paint_vessels(tissues, radius)
+    paint_hemispheres(tissues, atrophy, 87, 9, (13, 21), (-48, 48), 50)
     paint_sylvian(tissues, (70, -14), [(43, -26), (38, -8), (41, 14)], 0.3 + 1.5 * atrophy)
     paint_islands(tissues, ventricles)
     if generator.random() < 0.8:

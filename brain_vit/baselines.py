@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'cell_histograms', 'hog_features', 'Part', 'Outputs', 'Method', 'guess_share', 'support_vectors',
-           'train_on_features', 'edge_features', 'file_features', 'random_forest', 'build_cnn', 'train_network',
-           'make_method']
+           'train_on_features', 'edge_features', 'file_features', 'build_cnn', 'train_network', 'make_method']
 
-# %% ../nbs/12_baselines.ipynb #d4dd85c5
+# %% ../nbs/12_baselines.ipynb #7481b60b
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from ._base import InputError
 from .data import read_image
+from .review import describe_border, describe_file, metadata_columns, random_forest
 
 # %% ../nbs/12_baselines.ipynb #d2affbad
 def cell_histograms(
@@ -144,27 +144,13 @@ def edge_features(
     thumbnails = np.stack([cv2.resize(image[..., 0], (32, 32), interpolation=cv2.INTER_AREA).ravel() for image in part.images])
     return np.concatenate([hog_features(part.images), thumbnails], axis=1)
 
-# %% ../nbs/12_baselines.ipynb #fab5ae0d
+# %% ../nbs/12_baselines.ipynb #f65aa22f
 def file_features(
     part: Part, # with files
-) -> np.ndarray: # (n, 12) float
+) -> np.ndarray: # (n, 8) float64, the columns of `METADATA`
     "What the files say without the picture."
-    from brain_vit.review import describe_file
-    rows = []
-    for file in part.files:
-        facts, image = describe_file(Path(file)), read_image(file)
-        border = np.concatenate([image[:3].ravel(), image[-3:].ravel(), image[:, :3].ravel(), image[:, -3:].ravel()])
-        rows.append([facts["width"], facts["height"], facts["bytes"], facts["exif"], border.mean(), border.std(),
-                     *(facts["format"] == name for name in ("JPEG", "PNG")), *(facts["mode"] == name for name in ("L", "RGB", "RGBA", "P"))])
-    return np.array(rows, "float64")
-
-# %% ../nbs/12_baselines.ipynb #16fb30e8
-def random_forest(
-    seed: int, # of the trees
-): # an untrained scikit-learn classifier
-    "A hundred decision trees, each on other images and columns (Breiman, 2001)."
-    from sklearn.ensemble import RandomForestClassifier
-    return RandomForestClassifier(100, min_samples_leaf=2, random_state=seed)
+    facts = [describe_file(Path(file)) | describe_border(read_image(file)) for file in part.files]
+    return np.stack([*metadata_columns(facts).values()], axis=1)
 
 # %% ../nbs/12_baselines.ipynb #1a141c75
 def build_cnn(
@@ -219,15 +205,16 @@ METHODS = {
     "lecture_plain": "lecture, no augmentation", "lecture": "lecture", "small": "small",
 }
 
-# %% ../nbs/12_baselines.ipynb #0f55f0ab
+# %% ../nbs/12_baselines.ipynb #a4b08bba
 def make_method(
     preset: str, # a key of `METHODS`
-    epochs: int | None = None, # passes over the training images; None: as in `TrainConfig`
+    epochs: int | None = None, # passes over the training images; None: as `training` says
     augment: bool | None = None, # change training images on the fly; None: as the preset says
     start=None, # .keras file of weights to start from
-    training=None, # `TrainConfig` for a network; None: the default one
+    training=None, # `TrainConfig` for a network; None: what `train_recipe` gives for the preset
     repeats: int | None = None, # at most so many repeats in `evaluate`
     explain: Callable | None = None, # (model, images) → heats, for the pictures of the errors
+    num_images: int = 253, # in the whole set: the fewer, the more epochs
 ) -> Method: # ready for `evaluate`
     "A method of the table by its name."
     if preset not in METHODS:
@@ -237,12 +224,13 @@ def make_method(
     if preset in ("metadata", "hog"):
         features, machine = (file_features, random_forest) if preset == "metadata" else (edge_features, support_vectors)
         return Method(METHODS[preset], train_on_features, {"features": features, "machine": machine}, needs_files=preset == "metadata", repeats=repeats)
-    from brain_vit.training import TrainConfig
-    from brain_vit.vit import PRESETS
-    training = training or TrainConfig(**({"learning_rate": 3e-3, "weight_decay": 1e-3} if preset == "cnn" else {}))
+    from brain_vit.training import TrainConfig, train_recipe
+    if preset == "cnn":
+        config, default = None, TrainConfig(learning_rate=3e-3, weight_decay=1e-3)
+    else:
+        config, default = train_recipe(preset.removesuffix("_plain"), num_images, pretrained=start is not None)
     changes = {"epochs": epochs, "augment": False if preset == "lecture_plain" else augment}
-    training = replace(training, **{name: value for name, value in changes.items() if value is not None})
-    config = None if preset == "cnn" else PRESETS[preset.removesuffix("_plain")]
+    training = replace(training or default, **{name: value for name, value in changes.items() if value is not None})
     name = METHODS[preset] + ("" if start is None else ", pretrained")
     return Method(name, train_network, {"training": training, "config": config, "start": start, "explain": explain},
                   image_size=128 if config is None else config.image_size, repeats=repeats)

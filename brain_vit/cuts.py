@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CORONAL', 'SAGITTAL']
 
-# %% ../nbs/01_cuts.ipynb #1fd566a7
+# %% ../nbs/01_cuts.ipynb #161adc70
 import numpy as np
 
-from .anatomy import (TissueMap, paint_cells, paint_cerebellum, paint_cortex, paint_falx, paint_head, paint_sylvian,
+from .anatomy import (paint_cells, paint_cerebellum, paint_cortex, paint_falx, paint_head, paint_sylvian,
     paint_ventricle, paint_vessels, point_outline)
 
 # %% ../nbs/01_cuts.ipynb #409cccb9
@@ -61,14 +61,14 @@ def paint_sella(tissues):
     tissues.curves("white", [(0, 22), (4, 21), (8, 22)], 1.3)
     tissues.pair("vessel", (12, 31), (2.6, 2.6))
 
-# %% ../nbs/01_cuts.ipynb #2f3c3fa9
+# %% ../nbs/01_cuts.ipynb #4e35f1af
 def paint_horns(tissues, atrophy, ventricles):
     "Coronal, through the frontal horns, basal ganglia and the sella."
     paint_coronal(tissues, atrophy, -30)
     tissues.pair("nucleus", (27, -4), (6, 10), 0.3)
     tissues.pair("nucleus", (17, -16), (5, 8), -0.4)
     paint_ventricle(tissues, [(3, -10), (5, -17), (11, -22), (18, -25)], [1, 3, 3, 1.2], ventricles)
-    tissues.curve("ventricle", [(0, 0), (0, 8), (0, 15)], np.array([0.6, 1.3, 1.2]) * np.mean(ventricles))
+    tissues.curve("ventricle", [(0, 0), (0, 8), (0, 15)], np.array([0.6, 1.3, 1.2]) * ventricles.mean())
     paint_sella(tissues)
     return {"sella": (0, 27), "ventricle": (8, -18), "midline": (0, -45)}
 
@@ -82,15 +82,15 @@ def paint_stem_front(tissues):
     tissues.shape("stem", [(0, 6), (13, 7), (12, 20), (15, 34), (9, 48), (6, 70), (0, 74)], mirror=True)
     tissues.lump("vessel", (0, 36), (1.6, 1.6))
 
-# %% ../nbs/01_cuts.ipynb #c6cb5187
+# %% ../nbs/01_cuts.ipynb #c3958f36
 def paint_crus(tissues, atrophy, ventricles):
     "Coronal, through thalamus, hippocampus and brainstem."
     paint_coronal(tissues, atrophy, -28)
     tissues.pair("nucleus", (27, -6), (4.5, 9), 0.3)
     tissues.pair("thalamus", (10, -5), (8.5, 8))
-    choroid = tissues.generator.choice([0, 0.4])
+    choroid = 0.4 * tissues.generator.integers(2)
     paint_ventricle(tissues, [(3, -17), (9, -19), (16, -22), (21, -20)], [2.0, 3, 3.2, 1.5], ventricles, choroid)
-    tissues.curve("ventricle", [(0, -11), (0, -3), (0, 6)], np.array([0.8, 1.6, 1]) * np.mean(ventricles))
+    tissues.curve("ventricle", [(0, -11), (0, -3), (0, 6)], np.array([0.8, 1.6, 1]) * ventricles.mean())
     paint_stem_front(tissues)
     tissues.pair("gray", (25, 19), (7, 5), 0.3)
     paint_ventricle(tissues, [(27, 13), (32, 15), (35, 20)], [0.8, 1.5, 0.8], ventricles)
@@ -107,7 +107,7 @@ def paint_tent(tissues, atrophy):
         tissues.lump("ventricle", (0, 34), (5, 3.5))
     tissues.pair("vessel", (60, 28), (3, 3))
 
-# %% ../nbs/01_cuts.ipynb #02d3c77a
+# %% ../nbs/01_cuts.ipynb #b7d41d7c
 def paint_trigone(tissues, atrophy, ventricles):
     "Coronal, far behind: occipital horns above the cerebellum."
     generator = tissues.generator
@@ -116,7 +116,7 @@ def paint_trigone(tissues, atrophy, ventricles):
     paint_cortex(tissues, radius, atrophy, generator.uniform(16, 26), generator.uniform(0.3, 0.6), (-10, 200))
     paint_falx(tissues, -radius[96], 6, 0)
     paint_vessels(tissues, radius)
-    paint_ventricle(tissues, [(27, -12), (26, -4), (25, 5)], [3, 4.5, 3], ventricles, generator.choice([0, 0.5]))
+    paint_ventricle(tissues, [(27, -12), (26, -4), (25, 5)], [3, 4.5, 3], ventricles, 0.5 * generator.integers(2))
     paint_tent(tissues, atrophy)
     tissues.lump("vessel", (0, -radius[96]), (3, 2.4))
     return {"fossa": (generator.uniform(-30, 30), 44), "ventricle": (26, -4), "midline": (0, -40)}
@@ -124,10 +124,9 @@ def paint_trigone(tissues, atrophy, ventricles):
 # %% ../nbs/01_cuts.ipynb #7c0d9bff
 CORONAL = {"frontal": paint_frontal, "horns": paint_horns, "crus": paint_crus, "trigone": paint_trigone}
 
-# %% ../nbs/01_cuts.ipynb #cdbc960b
+# %% ../nbs/01_cuts.ipynb #faf9384d
 def paint_profile(tissues):
     "Face and neck seen from the side, nose to the left."
-    generator = tissues.generator
     tissues.shape("skin", [(-84, -10), (-96, 14), (-94, 26), (-114, 58), (-100, 66), (-102, 82), (-96, 90), (-100, 110), (-76, 134), (60, 134), (84, 90), (86, 20)])
     tissues.shape("fat", [(-82, -10), (-93, 14), (-91, 26), (-108, 57), (-97, 66), (-98, 82), (-93, 90), (-96, 108), (-74, 134), (57, 134), (80, 90), (83, 20)])
     tissues.shape("muscle", [(-78, 0), (-84, 40), (-86, 90), (-60, 130), (50, 134), (66, 90), (70, 20)])
@@ -141,7 +140,7 @@ def paint_arch(tissues):
     tissues.shape("ventricle", [(-27, 0), (-26, -18), (-4, -25), (18, -21), (26, -8), (10, -8), (-8, -10)])
     tissues.shape("thalamus", [(-14, -6), (-4, -15), (12, -14), (20, -6), (10, 4), (-8, 4)])
 
-# %% ../nbs/01_cuts.ipynb #f34d60f8
+# %% ../nbs/01_cuts.ipynb #5a0b64b1
 def paint_stem_side(tissues, atrophy, ventricles):
     "Brainstem and cerebellum from the side, with the fluid around them."
     tissues.shape("csf", [(-20, 10), (-8, 6), (6, 12), (4, 26), (-2, 40), (-16, 30)])
@@ -152,7 +151,7 @@ def paint_stem_side(tissues, atrophy, ventricles):
     tissues.shape("csf", [(30, 7), (48, 15), (70, 30), (61, 55), (38, 63), (26, 50), (24, 26)])
     leaves = [(28, 10), (46, 18), (66, 32), (58, 52), (40, 60), (30, 48), (26, 30)]
     paint_cerebellum(tissues, leaves, (30, 36), mirror=False, atrophy=atrophy)
-    tissues.shape("ventricle", [(22, 22), (24 + 7 * np.mean(ventricles) ** 0.5, 34), (25, 46)])
+    tissues.shape("ventricle", [(22, 22), (24 + 7 * ventricles.mean() ** 0.5, 34), (25, 46)])
 
 # %% ../nbs/01_cuts.ipynb #85c0a343
 def paint_throat(tissues):

@@ -236,7 +236,7 @@ def describe_copy(
         return f"A second set inside the first: {new} of its {len(files)} files are not in the outer one; load '{copy.name}' on its own to use them."
     return f"A second copy of images that are loaded already ({len(files)} files): not counted again."
 
-# %% ../nbs/00_data.ipynb #c87cd356
+# %% ../nbs/00_data.ipynb #961dfd22
 def load_folder(
     path: str | Path, # a folder with `yes/` and `no/` in it, perhaps `masks/`
 ) -> ImageSet: # images are read on access; files with equal bytes share a group
@@ -256,7 +256,7 @@ def load_folder(
     skipped += [(name(copy), describe_copy(copy, set(digests))) for copy in copies]
     images = LazyImages(paths)
     masks = find_masks(root, images, labels, skipped)
-    return ImageSet(images, labels, [name(file) for file in paths], np.unique(digests, return_inverse=True)[1], masks, skipped, root.name)
+    return ImageSet(images, labels, [name(file) for file in paths], np.unique(digests, return_inverse=True)[1], masks, skipped, root.resolve().name or "images")
 
 # %% ../nbs/00_data.ipynb #657b94c7
 def download_kaggle() -> Path: # the folder in kagglehub's cache

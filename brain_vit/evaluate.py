@@ -5,19 +5,17 @@
 # %% auto #0
 __all__ = ['pool_folds', 'accuracy_difference', 'write_report', 'summary', 'evaluate']
 
-# %% ../nbs/12_evaluate.ipynb #0e0ec94c
-import csv
-import io
+# %% ../nbs/12_evaluate.ipynb #4eba9a6a
 import shutil
 from pathlib import Path
 
 import numpy as np
 
-from ._base import InputError, new_folder, show_images, use_style, write_json, write_text
+from ._base import InputError, new_folder, show_images, use_style, write_csv, write_json, write_text
 from .accuracy import classification_metrics, format_metric, group_weights, metrics_table, plot_confusion, plot_roc
 from .baselines import Part, make_method
 from .calibration import plot_reliability
-from .crossvalidate import FoldStore, check_split, describe, make_folds, run_folds, split_rows
+from .crossvalidate import FoldStore, describe, make_folds, run_folds, split_rows
 from .data import ImageSet
 from .preprocess import preprocess_all
 
@@ -86,7 +84,7 @@ def accuracy_difference(
     low, high = np.percentile(weights @ difference / weights.sum(axis=1), [2.5, 97.5])
     return {"value": float(difference.mean()), "interval": [float(low), float(high)], "method": "paired cluster bootstrap"}
 
-# %% ../nbs/12_evaluate.ipynb #792a8e4f
+# %% ../nbs/12_evaluate.ipynb #498174fb
 def write_report(
     folder: Path, # an empty folder
     report: dict, # from `evaluate`
@@ -96,23 +94,13 @@ def write_report(
     "Write tables, figures and summary of an evaluation."
     write_json(folder / "metrics.json", report)
     write_text(folder / "README.md", summary(report))
-    _write_csv(folder / "folds.csv", [{"method": name, **row} for name, method in report["methods"].items() for row in method["folds"]])
-    _write_csv(folder / "errors.csv", [{"method": name, **row} for name, method in report["methods"].items() for row in method["errors"]])
-    _write_csv(folder / "predictions.csv", [row for name, (plan, results, _) in runs.items() for row in _prediction_rows(name, image_set, plan, results)])
+    write_csv(folder / "folds.csv", [{"method": name, **row} for name, method in report["methods"].items() for row in method["folds"]])
+    write_csv(folder / "errors.csv", [{"method": name, **row} for name, method in report["methods"].items() for row in method["errors"]])
+    write_csv(folder / "predictions.csv", [row for name, (plan, results, _) in runs.items() for row in _prediction_rows(name, image_set, plan, results)])
     longest = max((plan for plan, _, _ in runs.values()), key=len, default=[])
-    _write_csv(folder / "split.csv", [row for fold in longest for row in split_rows(image_set, fold)])
+    write_csv(folder / "split.csv", [row for fold in longest for row in split_rows(image_set, fold)])
     if runs:
         _write_figures(folder, report, image_set, runs)
-
-# %% ../nbs/12_evaluate.ipynb #760e9571
-def _write_csv(path, rows):
-    "Rows of like keys as a table; an empty file where there are none."
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 # %% ../nbs/12_evaluate.ipynb #197ed901
 def _prediction_rows(name, image_set, plan, results):
@@ -174,7 +162,7 @@ def summary(
     lines += [f"- {name}: left out, {reason}" for name, reason in report["skipped"].items()]
     return "\n".join(lines) + "\n"
 
-# %% ../nbs/12_evaluate.ipynb #9b1ab71f
+# %% ../nbs/12_evaluate.ipynb #f5593f2b
 def evaluate(
     image_set: ImageSet, # what to test on; its groups are respected
     methods, # `Method`s, or keys of `METHODS`
@@ -191,7 +179,7 @@ def evaluate(
     out = None if out is None else Path(out)
     if out is not None and out.exists():
         raise InputError(f"The folder '{out}' exists already: choose another name or remove it first.")
-    methods = [make_method(method) if isinstance(method, str) else method for method in methods]
+    methods = [make_method(method, num_images=len(image_set)) if isinstance(method, str) else method for method in methods]
     _check_request(image_set, methods, folds, repeats, suspects)
     store = FoldStore(None if out is None else out.with_name(out.name + ".partial"))
     if not resume and store.folder is not None:

@@ -153,10 +153,10 @@ def paint_oedema(image, scene, table, generator, shape, reach):
     spread *= np.clip(0.15 + scene.white, 0, 1) * (scene.depth > 4)
     return image + spread * (float(table[MATERIAL["oedema"]]) - image)
 
-# %% ../nbs/01_lesion.ipynb #240a146d
+# %% ../nbs/01_lesion.ipynb #5bc257dc
 def lesion_grays(table, generator, kind, back, visible):
     "Gray of the outer part and of the core (None where there is none), at least `visible` away from the background's gray."
-    outer, core = (float(table[MATERIAL[str(generator.choice(names))]]) if names else None for names in (kind.outer, kind.core))
+    outer, core = (float(table[MATERIAL[names[generator.integers(len(names))]]]) if names else None for names in (kind.outer, kind.core))
     outer *= generator.uniform(0.7, 1.05)
     if abs(outer - back) < visible:
         step = visible * generator.uniform(1, 1.6)

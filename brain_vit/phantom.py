@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['PhantomSlice', 'Phantom', 'phantom_dataset', 'phantom_stream', 'write_phantoms']
 
-# %% ../nbs/01_phantom.ipynb #fdd96577
+# %% ../nbs/01_phantom.ipynb #df7f79fb
+import bisect
 import collections
+import contextlib
 import itertools
 import math
 import multiprocessing
@@ -19,7 +21,7 @@ from ._base import new_folder, write_text
 from .anatomy import FIELD_OF_VIEW, TissueMap, smooth_noise
 from .axial import AXIAL
 from .contrast import (MATERIAL, SEQUENCES, add_arrow, add_bias, add_frame, add_ghost, add_noise, coarsen, compress,
-    draw_contrast, sharpen, window, write_letters)
+    draw_contrast, grain, sharpen, window, write_letters)
 from .cuts import CORONAL, SAGITTAL
 from .lesion import (LESIONS, look, make_scene, paint_calcifications, paint_hyperintensities, paint_infarct, paint_lesion,
     place_lesion, push)
@@ -119,16 +121,18 @@ EASY = dict(levels=(("ganglia", 1.0), ("bodies", 1.0)), sequences=(("T1c", 1.0),
 # %% ../nbs/01_phantom.ipynb #e7d4e815
 LEVELS = {name: (plane, paint) for plane, group in (("axial", AXIAL), ("coronal", CORONAL), ("sagittal", SAGITTAL)) for name, paint in group.items()}
 
-# %% ../nbs/01_phantom.ipynb #d3327837
+# %% ../nbs/01_phantom.ipynb #157ecb41
 def choose(generator, weights):
     "One of the weighted names."
     names, shares = zip(*weights)
-    return names[int(np.searchsorted(np.cumsum(shares), generator.random() * sum(shares)))]
+    bounds = list(itertools.accumulate(shares))
+    return names[bisect.bisect(bounds, generator.random() * bounds[-1])]
 
-# %% ../nbs/01_phantom.ipynb #a69e4842
+# %% ../nbs/01_phantom.ipynb #37c0a12f
 def log_uniform(generator, span):
     "A positive number: every doubling is as likely as the next."
-    return float(np.exp(generator.uniform(*np.log(span))))
+    low, high = span
+    return low * math.exp(generator.random() * math.log(high / low))
 
 # %% ../nbs/01_phantom.ipynb #66d309a1
 def draw_tissues(recipe, generator):
@@ -176,10 +180,11 @@ def draw_grays(recipe, generator):
     table[[MATERIAL["fat"], MATERIAL["marrow"]]] *= np.float32(dim)
     return sequence, table
 
-# %% ../nbs/01_phantom.ipynb #e8e69e30
+# %% ../nbs/01_phantom.ipynb #43a0d18c
 def develop(labels, table, x, y):
     "The slice as the scanner sees it from positions (x, y), before any noise."
-    return look(cv2.GaussianBlur(cv2.LUT(labels, np.resize(table, 256)), (3, 3), 0.6), x, y)
+    image = cv2.LUT(labels, np.resize(table, 256))
+    return look(cv2.GaussianBlur(image, (3, 3), 0.6, dst=image), x, y)
 
 # %% ../nbs/01_phantom.ipynb #1ed82b68
 def plan_lesions(recipe, generator, scene):
@@ -193,7 +198,7 @@ def plan_lesions(recipe, generator, scene):
         spots.append((place_lesion(scene, generator, kind.place, radius), radius))
     return name, spots
 
-# %% ../nbs/01_phantom.ipynb #66d7d3d8
+# %% ../nbs/01_phantom.ipynb #726c6b6b
 def paint_lesions(image, recipe, generator, scene, table, name, spots):
     "Paint all planned lesions; if next to nothing of them shows, paint growing round ones until something does."
     mask = np.zeros(image.shape, bool)
@@ -201,17 +206,18 @@ def paint_lesions(image, recipe, generator, scene, table, name, spots):
         image, part = paint_lesion(image, scene, table, generator, LESIONS[name], center, radius, recipe.visible)
         mask |= part
     radius = 4 + scene.pixel
-    while spots and mask.sum() < recipe.least_pixels:
+    while spots and np.count_nonzero(mask) < recipe.least_pixels:
         center, radius = place_lesion(scene, generator, "deep", 6), radius + 1
         image, part = paint_lesion(image, scene, table, generator, LESIONS["solid"], center, radius, recipe.visible)
         mask |= part
     return image, mask
 
-# %% ../nbs/01_phantom.ipynb #ba9a7745
+# %% ../nbs/01_phantom.ipynb #6d81db19
 def paint_doubles(image, recipe, generator, scene, table):
     "Harmless things that resemble lesions, and mottle."
     size = len(image)
-    image = image * (1 + generator.uniform(*recipe.texture) * smooth_noise(generator, size, size // 2))
+    mottle = cv2.resize(grain(generator, (size // 2 + 1,) * 2), (size, size), interpolation=cv2.INTER_LINEAR)
+    image = image * (1 + generator.uniform(*recipe.texture) * mottle)
     for chance, paint in ((recipe.hyperintensities, paint_hyperintensities), (recipe.infarct, paint_infarct),
             (recipe.calcification, paint_calcifications)):
         if generator.random() < chance:
@@ -242,38 +248,56 @@ def save(image, recipe, generator, outside):
             change(image, generator, generator.uniform(80, 255))
     return compress(image, generator.integers(*recipe.quality)) if generator.random() < recipe.jpeg else image
 
-# %% ../nbs/01_phantom.ipynb #461c6511
+# %% ../nbs/01_phantom.ipynb #6cd36243
 def streams(seed, index):
-    "Five independent sources of randomness for one slice."
-    return [np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(index, part)))) for part in range(5)]
+    "Two independent sources of randomness for one slice: for the lesion, and for everything else."
+    return [np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(index, part)))) for part in range(2)]
 
-# %% ../nbs/01_phantom.ipynb #b90ed9c6
+# %% ../nbs/01_phantom.ipynb #a657cdae
 def describe(image, mask, head):
     "Center, area and contrast of a lesion in the finished image."
     if not mask.any():
         return {"center": None, "area": 0.0, "contrast": 0.0}
-    around = cv2.dilate(mask.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool) & ~mask & head
-    contrast = (image[mask].mean() - image[around].mean()) / 255 if around.any() else 0.0
-    center = tuple(round(float(side.mean()), 1) for side in np.nonzero(mask))
-    return {"center": center, "area": float(mask.sum() / max(1, head.sum())), "contrast": float(contrast)}
+    around = cv2.dilate(mask.view(np.uint8), np.ones((7, 7), np.uint8)).view(bool) & ~mask & head
+    inside, outside = (cv2.mean(image, part.view(np.uint8))[0] for part in (mask, around))
+    sums = cv2.moments(mask.view(np.uint8), binaryImage=True)
+    center = round(sums["m01"] / sums["m00"], 1), round(sums["m10"] / sums["m00"], 1)
+    area = np.count_nonzero(mask) / max(1, np.count_nonzero(head))
+    return {"center": center, "area": area, "contrast": (inside - outside) / 255 if around.any() else 0.0}
 
-# %% ../nbs/01_phantom.ipynb #2642fac5
+# %% ../nbs/01_phantom.ipynb #3efca31d
+@contextlib.contextmanager
+def same_arithmetic():
+    "Draw without IPP, and leave the setting as it was."
+    before = cv2.ipp.useIPP()
+    cv2.ipp.setUseIPP(False)
+    try:
+        yield
+    finally:
+        cv2.ipp.setUseIPP(before)
+
+# %% ../nbs/01_phantom.ipynb #be69eb5b
+np.empty(2**24, np.uint8); # never filled, so it costs nothing
+
+# %% ../nbs/01_phantom.ipynb #baa06545
+@same_arithmetic()
 def render_slice(recipe, seed, index, lesion=None):
     "Draw one slice; see Phantom.render."
-    of_label, of_anatomy, of_contrast, of_lesion, of_file = streams(seed, index)
-    label = bool(of_label.random() < recipe.lesion_probability) if lesion is None else bool(lesion)
-    labels, sites, info = draw_tissues(recipe, of_anatomy)
-    x, y = draw_view(recipe, of_anatomy, labels)
+    of_lesion, of_rest = streams(seed, index)
+    drawn = bool(of_lesion.random() < recipe.lesion_probability)
+    label = drawn if lesion is None else bool(lesion)
+    labels, sites, info = draw_tissues(recipe, of_rest)
+    x, y = draw_view(recipe, of_rest, labels)
     scene = make_scene(labels, x, y, sites)
-    sequence, table = draw_grays(recipe, of_contrast)
+    sequence, table = draw_grays(recipe, of_rest)
     name, spots = plan_lesions(recipe, of_lesion, scene) if label else ("none", [])
     for center, radius in spots:
         dx, dy = push(scene, center, radius, of_lesion.uniform(*LESIONS[name].mass))
         x, y = x + dx, y + dy
-    image = paint_doubles(develop(labels, table, x, y), recipe, of_contrast, scene, table)
+    image = paint_doubles(develop(labels, table, x, y), recipe, of_rest, scene, table)
     image, mask = paint_lesions(image, recipe, of_lesion, scene, table, name, spots)
     head = scene.labels > 0
-    image = save(scan(image, recipe, of_file), recipe, of_file, ~head)
+    image = save(scan(image, recipe, of_rest), recipe, of_rest, ~head)
     return PhantomSlice(image, mask, int(label), info | {"sequence": sequence, "kind": name} | describe(image, mask, head))
 
 # %% ../nbs/01_phantom.ipynb #be4ab108

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['find_head', 'Frame', 'preprocess', 'preprocess_all', 'load_dataset']
 
-# %% ../nbs/03_preprocess.ipynb #dcc4de45
+# %% ../nbs/03_preprocess.ipynb #0c4ee912
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -254,7 +254,7 @@ def preprocess_all(
         list(pool.map(fill, range(len(image_set))))
     return images, masks
 
-# %% ../nbs/03_preprocess.ipynb #452224c6
+# %% ../nbs/03_preprocess.ipynb #d2089287
 def load_dataset(
     source: str | Path = "phantom", # "phantom", "kaggle", or a folder with yes/ and no/
     count: int | None = None, # how many images: phantoms to render (256), or drawn at random from a folder (all)
@@ -264,6 +264,8 @@ def load_dataset(
     if source == "phantom":
         return phantom_dataset(256 if count is None else count, seed=seed)
     image_set = with_groups(load_folder(download_kaggle() if source == "kaggle" else source))
+    if source == "kaggle":
+        image_set = replace(image_set, name="kaggle")
     if count is None or count >= len(image_set):
         return image_set
     return image_set.subset(np.sort(np.random.default_rng(seed).permutation(len(image_set))[:count]))

@@ -6,7 +6,8 @@
 __all__ = ['LECTURE', 'SMALL', 'PRESETS', 'ViTConfig', 'LesionPooling', 'build_vit', 'predict_outputs', 'attention_readout',
            'attention_maps', 'copy_weights']
 
-# %% ../nbs/09_vit.ipynb #4541de8b
+# %% ../nbs/09_vit.ipynb #04a32905
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ._base import InputError
+from ._base import InputError, sigmoid
 from .encoder import TransformerBlock
 from .position import PatchEncoder
 
@@ -110,7 +111,7 @@ def _lesion_pool(tokens):
     outputs = LesionPooling(name="pool")(tokens)
     return outputs["pooled"], {"lesion": keras.layers.Identity(name="lesion", dtype="float32")(outputs["scores"])}
 
-# %% ../nbs/09_vit.ipynb #126aa326
+# %% ../nbs/09_vit.ipynb #70519073
 def predict_outputs(
     model: keras.Model, # from `build_vit`
     images: np.ndarray, # (n, image_size, image_size, 1) float32 in 0..1
@@ -119,18 +120,23 @@ def predict_outputs(
     "Run the model on `images` and turn its logits into probabilities."
     outputs = model.predict(np.asarray(images, "float32"), batch_size=batch_size, verbose=0)
     logit = outputs["tumor"].astype("float64").squeeze(-1)
-    result = {"probability": 1 / (1 + np.exp(-logit)), "logit": logit}
+    result = {"probability": sigmoid(logit), "logit": logit}
     if "lesion" in outputs:
-        result["lesion"] = 1 / (1 + np.exp(-outputs["lesion"].astype("float64")))
+        result["lesion"] = sigmoid(outputs["lesion"])
     return result
 
-# %% ../nbs/09_vit.ipynb #9ddbbd1f
+# %% ../nbs/09_vit.ipynb #1774dc2f
 def attention_readout(
     model: keras.Model, # from `build_vit`, or loaded from a `.keras` file
 ) -> keras.Model: # the same outputs and "attention_scores" (batch, num_blocks, num_heads, num_patches, num_patches)
-    "The same graph with one more output: each block's attention maps."
-    scores = [layer.output[1] for layer in model.layers if isinstance(layer, TransformerBlock)]
-    return keras.Model(model.input, {**model.output, "attention_scores": ops.stack(scores, axis=1)}, name="attention_readout")
+    "The same graph with one more output: each block's attention maps. Made once per model."
+    if model not in _readouts:
+        scores = [layer.output[1] for layer in model.layers if isinstance(layer, TransformerBlock)]
+        _readouts[model] = keras.Model(model.input, {**model.output, "attention_scores": ops.stack(scores, axis=1)}, name="attention_readout")
+    return _readouts[model]
+
+
+_readouts = weakref.WeakKeyDictionary()  # model → its read-out
 
 # %% ../nbs/09_vit.ipynb #a8f665f3
 def attention_maps(

@@ -96,6 +96,21 @@ def test_labels_come_from_folder_names_in_any_case(tmp_path):
     assert loaded.skipped == [] and loaded.name == tmp_path.name
 
 
+def test_a_set_has_the_name_of_its_folder_however_it_is_given(tmp_path, monkeypatch):
+    for word in ("yes", "no"):
+        save(tmp_path / "slices" / word / "a.png", picture(0))
+    monkeypatch.chdir(tmp_path / "slices")
+    assert load_folder(".").name == load_folder("yes/..").name == load_folder(tmp_path / "slices").name == "slices"
+
+
+def test_the_kaggle_set_is_called_kaggle(tmp_path, monkeypatch):
+    import brain_vit.preprocess
+    for number, word in enumerate(("yes", "no")):
+        save(tmp_path / "versions" / "1" / word / "a.png", picture(number))
+    monkeypatch.setattr(brain_vit.preprocess, "download_kaggle", lambda: tmp_path / "versions" / "1")
+    assert brain_vit.preprocess.load_dataset("kaggle").name == "kaggle"
+
+
 def test_content_decides_about_the_format(folder):
     save(folder / "yes" / "png.jpg", picture(5), format="PNG")
     save(folder / "yes" / "noSuffix", picture(6), format="BMP")

@@ -19,9 +19,9 @@ from brain_vit._base import InputError
 from brain_vit.accuracy import METRICS, classification_metrics, format_metric, group_weights, metrics_table, newcombe_interval, ranking_metrics, wilson_interval
 from brain_vit.baselines import Method, Outputs, Part, hog_features, make_method
 from brain_vit.calibration import choose_threshold, fit_temperature
-from brain_vit.crossvalidate import Fold, FoldStore, fold_key, make_folds, part_digest, run_folds
+from brain_vit.crossvalidate import Fold, FoldStore, check_split, fold_key, make_folds, part_digest, run_folds
 from brain_vit.data import ImageSet, LazyImages
-from brain_vit.evaluate import accuracy_difference, check_split, evaluate, pool_folds
+from brain_vit.evaluate import accuracy_difference, evaluate, pool_folds
 from brain_vit.phantom import Phantom, phantom_dataset
 
 
@@ -333,6 +333,25 @@ def test_the_presets_differ_in_what_their_names_say():
     assert make_method("small", start="w.keras", epochs=3).name == "small, pretrained"
 
 
+@pytest.mark.parametrize("preset", ["small", "lecture", "lecture_plain", "cnn"])
+def test_python_and_the_command_line_train_alike(preset, monkeypatch):
+    import brain_vit.cli, brain_vit.evaluate
+    from brain_vit.training import train_recipe
+    given = []
+    monkeypatch.setattr(brain_vit.evaluate, "_check_request", lambda image_set, methods, *rest: given.extend(methods))
+    monkeypatch.setattr(brain_vit.evaluate, "make_folds", lambda *arguments: [])
+    monkeypatch.setattr(brain_vit.evaluate, "run_folds", lambda *arguments: [])
+    monkeypatch.setattr(brain_vit.evaluate, "_report", lambda *arguments: {})
+    monkeypatch.setattr(brain_vit.evaluate, "summary", lambda report: "")
+    monkeypatch.setattr(brain_vit.cli, "_load", lambda *arguments: blobs(1000))
+    brain_vit.cli.evaluate("any", preset, start="scratch", suspect=None, out=None)
+    evaluate(blobs(1000), [preset], progress=False)
+    command, python = given
+    assert command.name == python.name and command.settings["training"] == python.settings["training"] and command.settings["config"] == python.settings["config"]
+    if preset == "small":
+        assert (python.settings["config"], python.settings["training"]) == train_recipe("small", 1000)
+
+
 def test_a_start_that_does_not_fit_is_named(tmp_path):
     (tmp_path / "w.keras").write_bytes(b"nothing")
     with pytest.raises(InputError, match="w.keras"):
@@ -441,6 +460,32 @@ def test_a_name_depends_on_everything_that_matters():
     assert len(keys) == 5
 
 
+def test_a_name_depends_on_the_version_and_the_backend(monkeypatch):
+    import brain_vit.crossvalidate
+    images = blobs(30)
+    fold = make_folds(images.labels, images.groups, 3)[0]
+    key = lambda: fold_key(make_method("hog"), "content", fold)
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    keys = {key(), key()}
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    keys.add(key())
+    monkeypatch.setattr(brain_vit.crossvalidate, "__version__", "0.0.1")
+    assert len(keys | {key()}) == 3
+
+
+def test_the_backend_is_known_without_loading_keras(tmp_path):
+    "The same answer as Keras gives, from the environment, from its settings file, and by default."
+    program = ("import sys; from brain_vit.crossvalidate import keras_backend; found = keras_backend(); assert 'keras' not in sys.modules; "
+               "import keras; assert found == keras.backend.backend(); print(found)")
+    clean = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"} | {"KERAS_HOME": str(tmp_path)}
+    ask = lambda **change: subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=clean | change).stdout.strip()
+    assert ask(KERAS_BACKEND="jax") == "jax"
+    (tmp_path / "keras.json").write_text('{"backend": "jax"}')
+    assert ask() == "jax"
+    (tmp_path / "keras.json").write_text("{}")
+    assert ask() == "tensorflow"
+
+
 def test_a_torn_file_is_run_again(tmp_path):
     images = blobs(40)
     part, plan = Part(np.stack(images.images)[..., None] / np.float32(255), images.labels), make_folds(images.labels, images.groups, 2)
@@ -531,6 +576,30 @@ def test_wrong_protocols_flatter():
     assert accuracy(enlarged) < augmented_first - 0.05, "with its groups, the enlarged set flatters nobody"
 
 
+def test_the_audit_and_the_metadata_method_agree(tmp_path):
+    "The same columns, folds, seeds and classifier, so the same accuracy at threshold 0.5."
+    from brain_vit.preprocess import load_dataset
+    from brain_vit.review import audit
+    generator = np.random.default_rng(0)
+    for index, image in enumerate(phantom_dataset(60, seed=3, recipe=Phantom.easy(image_size=64)).images):
+        label = index % 2
+        place = tmp_path / ("yes" if label else "no") / f"{index}{'.png' if generator.random() < 0.3 + 0.4 * label else '.jpg'}"
+        place.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(place), np.pad(image, int(generator.integers(0, 6))))
+    probe = audit(tmp_path)["shortcuts"]["all metadata"]
+    method = evaluate(load_dataset(tmp_path), ["metadata"], progress=False)["methods"]["file metadata only"]
+    assert method["accuracy_at_half"]["value"] == pytest.approx(probe["accuracy"]) and probe["accuracy"] > 0.5
+
+
+def test_a_forest_does_not_depend_on_the_order_of_rows():
+    from brain_vit.review import random_forest
+    generator = np.random.default_rng(0)
+    table, labels, order = generator.integers(0, 4, (80, 3)).astype(float), generator.integers(0, 2, 80), generator.permutation(80)
+    first, second = random_forest(5).fit(table, labels), random_forest(5).fit(table[order], labels[order])
+    assert np.array_equal(first.predict_proba(table), second.predict_proba(table))
+    assert not np.array_equal(first.predict_proba(table), random_forest(6).fit(table, labels).predict_proba(table))
+
+
 # Real images
 
 @pytest.mark.skipif("BRAIN_VIT_DATA" not in os.environ, reason="BRAIN_VIT_DATA names no folder of real images")
@@ -541,3 +610,6 @@ def test_a_real_set_end_to_end(tmp_path):
     assert isinstance(images.images, LazyImages) and not report["skipped"]
     hog, guess = (report["methods"][name]["metrics"]["accuracy"]["value"] for name in ("HOG + SVM", "most frequent class"))
     assert hog > guess + 0.05 and report["methods"]["HOG + SVM"]["metrics"]["n"] == len(images)
+    from brain_vit.review import audit
+    probe = audit(os.environ["BRAIN_VIT_DATA"])["shortcuts"]["all metadata"]
+    assert report["methods"]["file metadata only"]["accuracy_at_half"]["value"] == pytest.approx(probe["accuracy"])

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 
@@ -52,6 +53,21 @@ def test_same_slices_in_another_process_and_with_other_instruction_sets():
     here = digest()
     assert digest(PYTHONHASHSEED="1", OMP_NUM_THREADS="1") == here
     assert digest(OPENCV_CPU_DISABLE="AVX2,AVX512-SKX,FP16,FMA3") == here or sys.platform != "linux"
+
+
+@pytest.mark.skipif(not cv2.ipp.useIPP(), reason="this OpenCV has no IPP")
+def test_slices_do_not_depend_on_ipp_and_leave_it_as_it_was():
+    recipe, threads = Phantom.full(), cv2.getNumThreads()
+    with_ipp = [recipe.render(2, index) for index in range(40)]
+    assert cv2.ipp.useIPP()
+    try:
+        cv2.ipp.setUseIPP(False)
+        cv2.setNumThreads(1)
+        assert all(same(recipe.render(2, index), item) for index, item in enumerate(with_ipp))
+        assert not cv2.ipp.useIPP()
+    finally:
+        cv2.ipp.setUseIPP(True)
+        cv2.setNumThreads(threads)
 
 
 @pytest.mark.parametrize("level", sorted(LEVELS))

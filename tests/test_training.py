@@ -15,8 +15,8 @@ from keras import ops
 import brain_vit
 from brain_vit.augment import augment_batch
 from brain_vit.patches import Patches
-from brain_vit.training import SliceBatches, TrainConfig, compile_vit, fit, lesion_fraction, lesion_loss, plot_curves
-from brain_vit.vit import ViTConfig, build_vit
+from brain_vit.training import SliceBatches, TrainConfig, compile_vit, fit, lesion_fraction, lesion_loss, plot_curves, train_recipe
+from brain_vit.vit import ViTConfig, attention_maps, attention_readout, build_vit
 
 CONFIG = ViTConfig(image_size=16, patch_size=8, d_model=16, num_blocks=1, num_heads=2, dropout=0.3, pool="lesion")
 
@@ -122,6 +122,34 @@ def test_learning_rate_rises_and_falls_and_norms_do_not_decay():
     assert (np.diff(rates[:11]) > 0).all() and (np.diff(rates[10:]) < 0).all()
     decaying = {weight.path for weight in model.trainable_variables if model.optimizer._use_weight_decay(weight)}
     assert decaying == {weight.path for weight in model.trainable_variables if weight.path.endswith("kernel")}
+
+
+def test_a_recipe_looks_at_the_number_of_images_and_at_the_start():
+    from brain_vit._base import InputError
+    from brain_vit.vit import SMALL
+    config, training = train_recipe("small", 253)
+    assert config == SMALL and training.epochs == 99 and train_recipe("small", 10**6)[1].epochs == 10 and train_recipe("small", 1)[1].epochs == 100
+    pretrained = train_recipe("small", 253, pretrained=True)[1]
+    assert pretrained.epochs == 25 and pretrained.learning_rate < training.learning_rate
+    assert train_recipe("lecture", 253, epochs=3, augment=False, seed=7)[1] == TrainConfig(epochs=3, learning_rate=3e-4, augment=False, seed=7)
+    with pytest.raises(InputError, match="lecture"):
+        train_recipe("large", 253)
+
+
+def test_one_attention_readout_per_model_that_dies_with_it():
+    import gc
+    import weakref
+    config = ViTConfig(image_size=16, patch_size=8, d_model=8, num_blocks=1, num_heads=2)
+    model, other = build_vit(config), build_vit(config)
+    assert attention_readout(model) is attention_readout(model) is not attention_readout(other)
+    images = np.random.default_rng(0).random((2, 16, 16, 1), "float32")
+    before = attention_maps(model, images)
+    model.set_weights([2 * weight + 0.1 for weight in model.get_weights()])
+    assert not np.allclose(attention_maps(model, images), before), "the read-out sees new weights"
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 def test_it_learns(tmp_path):

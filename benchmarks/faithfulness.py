@@ -1,0 +1,66 @@
+"""Which heatmap tells the truth: all methods and measures on held-out phantoms, with 95% intervals.
+
+    python benchmarks/faithfulness.py [--count 1000] [--model RUN] [--methods lesion,attention,…] [--steps 8]
+
+Detected lesions are examined (table), the pointing game also by size and contrast. Writes faithfulness.json beside this file.
+"""
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from brain_vit._base import write_json
+from brain_vit.faithfulness import faithfulness, faithfulness_table, hit_rates, lesion_contrast, lesion_size
+from brain_vit.heatmap import HEATMAPS
+from brain_vit.phantom import Phantom
+from brain_vit.predict import Predictor
+from brain_vit.pretrain import HELD_OUT_SEED, render_pool
+
+FIRST = 300  # phantoms before this index were looked at when enlargement and shifts were chosen
+
+
+def by_property(report, size, contrast):
+    "The pointing game of each method in bins."
+    return {method: {"size": hit_rates(rows["pointing"]["each"], size, (0.005, 0.02, 0.05)),
+                     "contrast": hit_rates(rows["pointing"]["each"], contrast, (0.05, 0.15)),
+                     "above_2_percent": hit_rates(rows["pointing"]["each"], size, (0.02,))[1]} for method, rows in report.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1000, help="phantoms rendered, half of them with a lesion")
+    parser.add_argument("--model", help="a run folder or .keras file; by default the bundled weights")
+    parser.add_argument("--methods", help=f"separated by commas: {', '.join(HEATMAPS)}, random; by default all")
+    parser.add_argument("--steps", type=int, default=8, help="portions of the deletion and insertion curves")
+    options = parser.parse_args()
+    start, predictor = time.perf_counter(), Predictor.load(options.model)
+    images, labels, masks = render_pool(Phantom.full(), HELD_OUT_SEED - 1, FIRST, options.count, predictor.image_size)
+    detected = (labels == 1) & (predictor.probability(images) >= predictor.threshold)
+    images, masks = images[detected], masks[detected]
+    print(f"{options.count} phantoms, {int(labels.sum())} with a lesion, {len(images)} of them detected\n")
+    report = faithfulness(predictor.model, images, masks, options.methods and options.methods.split(","), steps=options.steps)
+    size, contrast = lesion_size(images, masks), lesion_contrast(images, masks)
+    bins = by_property(report, size, contrast)
+    winner = max(report, key=lambda method: report[method]["pointing"]["value"])
+    print(faithfulness_table(report))
+    print("\nPointing into lesions above 2% of the head:")
+    for method, rows in bins.items():
+        print(f"{method:15} {rows['above_2_percent']['value'] or 0:.3f} of {rows['above_2_percent']['n']}")
+    short = {method: {name: {key: value for key, value in summary.items() if key != "each"} for name, summary in rows.items()} for method, rows in report.items()}
+    write_json(Path(__file__).with_suffix(".json"), {
+        "model": predictor.name, "phantoms": options.count, "seed": HELD_OUT_SEED - 1, "first": FIRST, "with_lesion": int(labels.sum()), "detected": len(images),
+        "winner_by_pointing": winner, "measures": short, "pointing_by": _finite(bins), "seconds": round(time.perf_counter() - start, 1)})
+
+
+def _finite(data):
+    "Infinite bin limits as null, which JSON can hold."
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not np.isfinite(data) else data
+
+
+if __name__ == "__main__":
+    main()
