@@ -7,7 +7,7 @@ __all__ = ['lesion_energy', 'patch_means', 'patch_precision', 'deletion_curves',
            'rank_correlation', 'summarize', 'measure_method', 'faithfulness', 'faithfulness_table', 'lesion_size',
            'lesion_contrast', 'hit_rates', 'read_mask', 'score_folder']
 
-# %% ../nbs/14_faithfulness.ipynb #7f341987
+# %% ../nbs/14_faithfulness.ipynb #72f62822
 from pathlib import Path
 
 import cv2
@@ -19,7 +19,6 @@ from .accuracy import wilson_interval
 from .data import read_image
 from .draw import upsample_patches
 from .heatmap import HEATMAPS, blurred, hide_patches, pointing_hits
-from .predict import Failure, Predictor
 from .training import lesion_fraction
 from .vit import predict_outputs
 
@@ -230,9 +229,9 @@ def read_mask(
         raise InputError(f"The mask '{files[0]}' has {mask.shape[0]} by {mask.shape[1]} pixels, its image has {shape[0]} by {shape[1]}: give masks on the image's own pixels.")
     return mask
 
-# %% ../nbs/14_faithfulness.ipynb #42042599
+# %% ../nbs/14_faithfulness.ipynb #de660b53
 def score_folder(
-    predictor: Predictor, # with its model
+    predictor, # a `brain_vit.predict.Predictor`
     paths, # image files and folders
     masks: str | Path, # folder with masks named like the images
     methods=None, # keys of `HEATMAPS`; None: the model's default and raw attention
@@ -245,7 +244,7 @@ def score_folder(
     for method in methods or dict.fromkeys((default, "attention")):
         rows[method], skipped = [], []
         for result, *rest in predictor.explain(paths, method):
-            mask = None if isinstance(result, Failure) else read_mask(result.path, masks, rest[0].shape)
+            mask = read_mask(result.path, masks, rest[0].shape) if rest else None  # a file that failed comes alone
             if mask is None or not mask.any():
                 skipped.append(result.path)
                 continue

@@ -171,7 +171,7 @@ def finish_run(
     shutil.rmtree(out / "state", ignore_errors=True)
     return out
 
-# %% ../nbs/15_run.ipynb #39ff7158
+# %% ../nbs/15_run.ipynb #974b980f
 def point(
     model, # trained
     images: np.ndarray, # (n, image_size, image_size, 1)
@@ -186,8 +186,9 @@ def point(
 
 def _best_heatmap(model, masks, start):
     "Lesion scores where a mask taught them, now or in the weights the run started from; else attention."
-    taught = masks is not None or (start is not None and locate_model(None if start == "bundled" else start)[1].get("heatmap") == "lesion")
-    return "lesion" if "lesion" in model.output and taught else "attention"
+    inherited = "" if start is None else locate_model(None if start == "bundled" else start)[1].get("heatmap", "")
+    taught = masks is not None or inherited.startswith("lesion")
+    return "lesion_shifted" if "lesion" in model.output and taught else "attention"
 
 # %% ../nbs/15_run.ipynb #fd269dae
 def save_model(
@@ -316,7 +317,7 @@ Files: `model.keras` (load it with `brain_vit predict --model`), `config.json` (
 (training), `metrics.json` (all figures with intervals), `heatmaps/` (test images, errors first){"" if "images_seen" in metrics else ", `split.csv` (who was where)"}.
 """
 
-# %% ../nbs/15_run.ipynb #de8302cb
+# %% ../nbs/15_run.ipynb #8ed767b0
 def pretrain_run(
     out: str | Path, # the run folder to make
     model_config: ViTConfig = PRESETS["small"], # what to train
@@ -337,7 +338,7 @@ def pretrain_run(
     working = begin_run(out, config, resume)
     history = pretrain(model, model_config, train_config, working / "state", recipe, pool_size, passes, easy_pools, progress=progress)
     metrics = {**judge_pretrained(model, test, model_config.image_size), "images_seen": pool_size * train_config.epochs}
-    method = "lesion" if "lesion" in model.output else "attention"
+    method = "lesion_shifted" if "lesion" in model.output else "attention"
     examples = test.subset(slice(held_out // 2, held_out // 2 + 100))
     return finish_run(out, working, model, model_config, config, metrics, method, history, examples)
 
