@@ -60,7 +60,7 @@ def strings(value):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="majority,metadata,hog,small,cnn:1,lecture_plain:1:30,lecture:1:30,small_scratch:1:50",
+    parser.add_argument("--preset", default="majority,metadata,hog,small,cnn:1,lecture_plain:1:15,lecture:1:15",
                         help=f"methods, joined by commas: {', '.join(METHODS)}, small_scratch; each with its own number of repeats and epochs as in lecture:1:30")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
