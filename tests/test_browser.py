@@ -74,14 +74,14 @@ def test_a_notebook_runs_top_to_bottom_in_jupyterlab(browser, lab):
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     page.goto(f"{address}/lab/tree/{NOTEBOOK}?token={token}&reset", timeout=PATIENCE)
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=PATIENCE)
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=PATIENCE, state="attached")  # the kernel is ready
-    page.locator(".jp-Notebook .jp-Cell").first.click(timeout=PATIENCE)
     page.get_by_role("menuitem", name="Run", exact=True).click(timeout=PATIENCE)
     page.get_by_text("Run All Cells", exact=True).click(timeout=PATIENCE)
     code = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
     cells = code
     deadline = time.monotonic() + PATIENCE / 1000
     while time.monotonic() < deadline:
+        if page.locator(".jp-Dialog .jp-mod-accept").count():  # it asks which kernel, and offers the right one
+            page.locator(".jp-Dialog .jp-mod-accept").first.click()
         page.keyboard.press("Control+s")
         page.wait_for_timeout(2000)
         try:
