@@ -1,6 +1,6 @@
 """Make a finished pretraining run the weights that ship with the package.
 
-    brain_vit pretrain --images 250000 --out runs/weights
+    brain_vit pretrain --images 220000 --out runs/weights
     python benchmarks/bundle.py runs/weights
 """
 import hashlib

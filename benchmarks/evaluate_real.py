@@ -1,7 +1,7 @@
 """Evaluate every method on the 253 real images and write benchmarks/evaluate_real.json, which nbs/results.ipynb prints.
 
     BRAIN_VIT_DATA=../brain_tumor_dataset python benchmarks/evaluate_real.py
-    BRAIN_VIT_DATA=... python benchmarks/evaluate_real.py --preset majority,metadata --repeats 1 --out /tmp/quick.json
+    BRAIN_VIT_DATA=... python benchmarks/evaluate_real.py --preset majority,metadata --repeats 1 --out quick.json
 
 `small` starts from the bundled weights; `small_scratch` is the same without them. Hours on two cores: a run that was
 killed continues where it stopped, from the folder named by --work. The report holds figures and names of files, no path of
