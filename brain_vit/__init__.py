@@ -8,8 +8,10 @@ __all__ = []
 # %% ../nbs/17_package.ipynb #542aa617
 import importlib
 
-# %% ../nbs/17_package.ipynb #8c9c8f93
+# %% ../nbs/17_package.ipynb #4e8f3815
 __version__ = "0.1.0"
+
+# %% ../nbs/17_package.ipynb #73a0bb29
 _PUBLIC = {
     "_base": ["InputError"],
     "data": ["ImageSet", "LazyImages", "read_image", "load_folder", "download_kaggle", "grouped_split", "grouped_folds"],
@@ -17,12 +19,20 @@ _PUBLIC = {
     "duplicates": ["duplicate_groups", "with_groups"],
     "review": ["audit", "shortcut_probe"],
     "preprocess": ["Frame", "preprocess_all", "load_dataset"],
+}
+
+# %% ../nbs/17_package.ipynb #8ab5b292
+_PUBLIC |= {
     "patches": ["Patches", "unpatch"],
     "position": ["PatchEncoder", "sinusoidal_positions", "sinusoidal_positions_2d"],
     "attention": ["SelfAttention", "patch_importance", "scaled_dot_product_attention"],
     "multihead": ["MultiHeadSelfAttention"],
     "encoder": ["FeedForward", "TransformerBlock"],
     "vit": ["LECTURE", "PRESETS", "SMALL", "LesionPooling", "ViTConfig", "attention_maps", "attention_readout", "build_vit", "copy_weights", "predict_outputs"],
+}
+
+# %% ../nbs/17_package.ipynb #29df26ad
+_PUBLIC |= {
     "training": ["SliceBatches", "TrainConfig", "compile_vit", "fit", "lesion_fraction", "lesion_loss", "plot_curves", "train_recipe"],
     "augment": ["Augmentation", "augment_batch", "enlarge"],
     "pretrain": ["PhantomBatches", "render_pool"],
@@ -35,6 +45,10 @@ _PUBLIC = {
     "heatmap": ["HEATMAPS", "attention_heat", "gradcam_heat", "lesion_heat", "occlusion_heat", "pointing_hits", "relevance_heat", "rollout_heat",
                 "shifted_lesion_heat", "show_heads"],
     "faithfulness": ["faithfulness_table", "score_folder"],
+}
+
+# %% ../nbs/17_package.ipynb #b8a4e4ac
+_PUBLIC |= {
     "onnx_model": ["OnnxModel"],
     "predict": ["Failure", "OnnxPredictor", "Prediction", "Predictor", "load_predictor"],
     "export": ["export_onnx"],

@@ -7,12 +7,12 @@ __all__ = ['METRICS', 'wilson_interval', 'group_weights', 'decision_metrics', 'r
            'newcombe_interval', 'mean_interval', 'classification_metrics', 'format_metric', 'metrics_table', 'plot_roc',
            'plot_confusion']
 
-# %% ../nbs/12_accuracy.ipynb #8b269673
+# %% ../nbs/12_accuracy.ipynb #013d7d84
 import math
 
 import numpy as np
 
-from ._base import PALETTE, InputError
+from ._base import PALETTE, InputError, markdown_table
 
 # %% ../nbs/12_accuracy.ipynb #ba22fa57
 def wilson_interval(
@@ -124,7 +124,7 @@ def mean_interval(
     down, up = (math.hypot(*(value - interval[side] for value, interval in zip(values, intervals))) / 2 for side in (0, 1))
     return [max(0.0, sum(values) / 2 - down), min(1.0, sum(values) / 2 + up)]
 
-# %% ../nbs/12_accuracy.ipynb #3b9c3adb
+# %% ../nbs/12_accuracy.ipynb #02122bc6
 def classification_metrics(
     labels, # (n,) 0 or 1
     probabilities, # (n,) of "tumor", 0..1
@@ -136,20 +136,13 @@ def classification_metrics(
 ) -> dict: # n, num_groups, metrics as {"value", "interval", "method"}, and the confusion matrix
     "All metrics of a yes-or-no answer, each with a 95% interval that respects groups."
     labels, probabilities, groups, models = _checked(labels, probabilities, groups, models)
-    decisions = (probabilities >= threshold).astype(int)
+    answers = labels, probabilities, (probabilities >= threshold).astype(int), models
+    samples = _resampled(answers, groups, seed, num_bootstrap)
     metrics = {"n": len(labels), "num_groups": len(np.unique(groups))}
-    values = {name: value[0] for name, value in _all_metrics(labels, probabilities, decisions, models, np.ones((1, len(labels)))).items()}
-    generator, step = np.random.default_rng(seed), max(1, 4_000_000 // len(labels))
-    parts = [_all_metrics(labels, probabilities, decisions, models, group_weights(groups, min(step, num_bootstrap - done), generator))
-             for done in range(0, num_bootstrap, step)]
-    for name, value in values.items():
-        samples = np.concatenate([part[name] for part in parts]) if parts else np.empty(0)
-        metrics[name] = _with_interval(name, value, samples, labels, probabilities, decisions, groups, models)
+    for name, (value,) in _all_metrics(*answers, np.ones((1, len(labels)))).items():
+        metrics[name] = _with_interval(name, value, samples.get(name, np.empty(0)), *answers, groups)
     metrics["balanced_accuracy"] = _balanced(metrics["sensitivity"], metrics["specificity"])
-    counts = [[int(np.sum((labels == label) & (decisions == decision))) for decision in (0, 1)] for label in (0, 1)]
-    metrics["confusion_matrix"] = {"true_negatives": counts[0][0], "false_positives": counts[0][1],
-                                   "false_negatives": counts[1][0], "true_positives": counts[1][1]}
-    return metrics
+    return {**metrics, "confusion_matrix": _confusion(labels, answers[2])}
 
 # %% ../nbs/12_accuracy.ipynb #6448720f
 def _checked(labels, probabilities, groups, models):
@@ -171,11 +164,24 @@ def _all_metrics(labels, probabilities, decisions, models, weights):
     return {**decision_metrics(labels, decisions, weights), **ranking_metrics(labels, probabilities, weights, models),
             **probability_metrics(labels, probabilities, weights)}
 
+# %% ../nbs/12_accuracy.ipynb #668902d6
+def _resampled(answers, groups, seed, count):
+    "name → (count,) values of the resamples; nothing where `count` is 0."
+    generator, step = np.random.default_rng(seed), max(1, 4_000_000 // len(groups))
+    parts = [_all_metrics(*answers, group_weights(groups, min(step, count - done), generator)) for done in range(0, count, step)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+
+# %% ../nbs/12_accuracy.ipynb #e8e27d9d
+def _confusion(labels, decisions):
+    "How often each label met each decision."
+    count = lambda label, decision: int(np.sum((labels == label) & (decisions == decision)))
+    return {"true_negatives": count(0, 0), "false_positives": count(0, 1), "false_negatives": count(1, 0), "true_positives": count(1, 1)}
+
 # %% ../nbs/12_accuracy.ipynb #1d2ed92e
 _SHARES = {"accuracy": (0, 1), "sensitivity": (1,), "specificity": (0,)}
 
-# %% ../nbs/12_accuracy.ipynb #4d41421b
-def _with_interval(name, value, samples, labels, probabilities, decisions, groups, models):
+# %% ../nbs/12_accuracy.ipynb #73a04897
+def _with_interval(name, value, samples, labels, probabilities, decisions, models, groups):
     "One metric with its interval and the way it was found."
     if np.isnan(value):
         return {"value": None, "interval": None, "method": "undefined: one class only"}
@@ -250,7 +256,7 @@ def format_metric(
     limits = "" if metric["interval"] is None else " ({:.3f}–{:.3f})".format(*metric["interval"])
     return f"{metric['value']:.3f}{limits}"
 
-# %% ../nbs/12_accuracy.ipynb #9c6a4ae9
+# %% ../nbs/12_accuracy.ipynb #12c6005e
 def metrics_table(
     reports: dict, # name of a model → result of `classification_metrics`
     columns: tuple = ("accuracy", "sensitivity", "specificity", "roc_auc", "brier_score", "expected_calibration_error"), # where there are several models
@@ -263,9 +269,7 @@ def metrics_table(
     else:
         rows = [["method", "n", *(METRICS[column] for column in columns)]]
         rows += [[name, str(report["n"]), *(format_metric(report[column]) for column in columns)] for name, report in reports.items()]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return markdown_table(rows)
 
 # %% ../nbs/12_accuracy.ipynb #5ae52094
 def plot_roc(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'cell_histograms', 'hog_features', 'Part', 'Outputs', 'Method', 'guess_share', 'support_vectors',
-           'train_on_features', 'edge_features', 'file_features', 'build_cnn', 'train_network', 'make_method']
+           'train_on_features', 'edge_features', 'file_features', 'build_cnn', 'network_batches', 'train_network',
+           'make_method']
 
 # %% ../nbs/12_baselines.ipynb #7481b60b
 from collections.abc import Callable
@@ -168,7 +169,21 @@ def build_cnn(
     pooled = keras.layers.Dropout(dropout)(keras.layers.GlobalAveragePooling2D()(values))
     return keras.Model(image, {"tumor": keras.layers.Dense(1, name="tumor", dtype="float32")(pooled)}, name="cnn")
 
-# %% ../nbs/12_baselines.ipynb #db7f099e
+# %% ../nbs/12_baselines.ipynb #b50c19d6
+def network_batches(
+    train: Part, # learned from
+    validation: Part, # chooses the epoch
+    training, # `TrainConfig`: batch size, augmentation, seed
+    patch_size: int | None = None, # of a network with lesion scores
+) -> list: # two `SliceBatches`
+    "Batches of both parts, as `fit` wants them."
+    from brain_vit.augment import augment_batch
+    from brain_vit.training import SliceBatches
+    augment = augment_batch if training.augment else None
+    return [SliceBatches(part.images, part.labels, part.masks, patch_size, training.batch_size, change, training.seed)
+            for part, change in ((train, augment), (validation, None))]
+
+# %% ../nbs/12_baselines.ipynb #4af64fbc
 def train_network(
     train: Part, # learned from
     validation: Part, # chooses the epoch
@@ -181,23 +196,24 @@ def train_network(
 ) -> Outputs: # logits, and heats if asked for
     "Train a network with `fit` and let it answer."
     import tempfile
-    import keras
-    from brain_vit.augment import augment_batch
-    from brain_vit.training import SliceBatches, fit
-    from brain_vit.vit import build_vit, copy_weights, predict_outputs
-    keras.backend.clear_session()
-    keras.utils.set_random_seed(seed)
-    model = build_cnn(train.images.shape[1]) if config is None else build_vit(config)
-    if start is not None:
-        copy_weights(model, start)
-    training = replace(training, seed=seed)
-    shared = {"patch_size": config.patch_size if "lesion" in model.output else None, "batch_size": training.batch_size, "seed": seed}
-    batches = [SliceBatches(part.images, part.labels, part.masks, augment=augment, **shared)
-               for part, augment in ((train, augment_batch if training.augment else None), (validation, None))]
+    from brain_vit.training import fit
+    from brain_vit.vit import predict_outputs
+    model, training = _fresh_network(train.images.shape[1], config, start, seed), replace(training, seed=seed)
+    batches = network_batches(train, validation, training, config.patch_size if "lesion" in model.output else None)
     with tempfile.TemporaryDirectory() as folder:
         fit(model, *batches, training, folder, progress=False)
     heats = None if explain is None else np.asarray(explain(model, test.images), "float32")
-    return Outputs(predict_outputs(model, validation.images)["logit"], predict_outputs(model, test.images)["logit"], heats)
+    return Outputs(*(predict_outputs(model, part.images)["logit"] for part in (validation, test)), heats)
+
+# %% ../nbs/12_baselines.ipynb #46833522
+def _fresh_network(image_size, config, start, seed):
+    "A network with random weights, or with those of the file `start`."
+    import keras
+    from brain_vit.vit import build_vit, copy_weights
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+    model = build_cnn(image_size) if config is None else build_vit(config)
+    return model if start is None else copy_weights(model, start)
 
 # %% ../nbs/12_baselines.ipynb #fbe9fe96
 METHODS = {
@@ -205,7 +221,7 @@ METHODS = {
     "lecture_plain": "lecture, no augmentation", "lecture": "lecture", "small": "small",
 }
 
-# %% ../nbs/12_baselines.ipynb #a4b08bba
+# %% ../nbs/12_baselines.ipynb #d11c8474
 def make_method(
     preset: str, # a key of `METHODS`
     epochs: int | None = None, # passes over the training images; None: as `training` says
@@ -221,16 +237,22 @@ def make_method(
         raise InputError(f"There is no method '{preset}': choose from {', '.join(METHODS)}.")
     if preset == "majority":
         return Method(METHODS[preset], guess_share, repeats=repeats)
-    if preset in ("metadata", "hog"):
-        features, machine = (file_features, random_forest) if preset == "metadata" else (edge_features, support_vectors)
-        return Method(METHODS[preset], train_on_features, {"features": features, "machine": machine}, needs_files=preset == "metadata", repeats=repeats)
-    from brain_vit.training import TrainConfig, train_recipe
-    if preset == "cnn":
-        config, default = None, TrainConfig(learning_rate=3e-3, weight_decay=1e-3)
-    else:
-        config, default = train_recipe(preset.removesuffix("_plain"), num_images, pretrained=start is not None)
+    if preset in _MACHINES:
+        return Method(METHODS[preset], train_on_features, _MACHINES[preset], needs_files=preset == "metadata", repeats=repeats)
+    config, default = _network_recipe(preset, num_images, start is not None)
     changes = {"epochs": epochs, "augment": False if preset == "lecture_plain" else augment}
     training = replace(training or default, **{name: value for name, value in changes.items() if value is not None})
-    name = METHODS[preset] + ("" if start is None else ", pretrained")
-    return Method(name, train_network, {"training": training, "config": config, "start": start, "explain": explain},
-                  image_size=128 if config is None else config.image_size, repeats=repeats)
+    settings = {"training": training, "config": config, "start": start, "explain": explain}
+    return Method(METHODS[preset] + ("" if start is None else ", pretrained"), train_network, settings, repeats=repeats,
+                  image_size=128 if config is None else config.image_size)
+
+# %% ../nbs/12_baselines.ipynb #1707d896
+_MACHINES = {"metadata": {"features": file_features, "machine": random_forest}, "hog": {"features": edge_features, "machine": support_vectors}}
+
+
+def _network_recipe(preset, num_images, pretrained):
+    "`ViTConfig`, or None for the CNN, and `TrainConfig` of a network."
+    from brain_vit.training import TrainConfig, train_recipe
+    if preset == "cnn":
+        return None, TrainConfig(learning_rate=3e-3, weight_decay=1e-3)
+    return train_recipe(preset.removesuffix("_plain"), num_images, pretrained=pretrained)

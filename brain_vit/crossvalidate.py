@@ -6,8 +6,7 @@
 __all__ = ['Fold', 'make_folds', 'check_split', 'split_rows', 'run_fold', 'describe', 'part_digest', 'keras_backend', 'fold_key',
            'FoldStore', 'run_folds']
 
-# %% ../nbs/12_crossvalidate.ipynb #6f1e28d6
-import csv
+# %% ../nbs/12_crossvalidate.ipynb #c514f93a
 import hashlib
 import json
 import os
@@ -19,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from . import __version__
-from ._base import InputError, mix_seed, sigmoid
+from ._base import InputError, mix_seed, read_csv, sigmoid
 from .baselines import Method, Part
-from .calibration import choose_threshold, fit_temperature
+from .calibration import calibrate
 from .data import ImageSet, grouped_folds
 
 # %% ../nbs/12_crossvalidate.ipynb #5c5e8f9e
@@ -35,7 +34,7 @@ class Fold:
     test: np.ndarray # indices of the images to answer
     seed: int # of everything random in this turn
 
-# %% ../nbs/12_crossvalidate.ipynb #03ef0bb0
+# %% ../nbs/12_crossvalidate.ipynb #2f1155c2
 def make_folds(
     labels, # (n,) int
     groups, # (n,) int, images that must stay together
@@ -45,14 +44,16 @@ def make_folds(
 ) -> list: # of Fold
     "Stratified grouped folds with an inner validation part: no group is ever in two parts of a turn."
     labels, groups = np.asarray(labels), np.asarray(groups)
-    plan = []
-    for repeat in range(repeats):
-        tested_in = grouped_folds(labels, groups, folds, seed=mix_seed(seed, repeat))
-        for number in np.unique(tested_in):
-            rest = np.flatnonzero(tested_in != number)
-            chooses = _inner_part(labels[rest], groups[rest], mix_seed(seed, repeat, number))
-            plan.append(Fold(repeat, int(number), rest[~chooses], rest[chooses], np.flatnonzero(tested_in == number), mix_seed(seed, repeat, number)))
-    return plan
+    cuts = [grouped_folds(labels, groups, folds, seed=mix_seed(seed, repeat)) for repeat in range(repeats)]
+    return [_turn(labels, groups, cut == number, repeat, int(number), mix_seed(seed, repeat, number))
+            for repeat, cut in enumerate(cuts) for number in np.unique(cut)]
+
+# %% ../nbs/12_crossvalidate.ipynb #7d882891
+def _turn(labels, groups, tested, repeat, number, seed):
+    "One turn; `tested` says which images it answers."
+    rest = np.flatnonzero(~tested)
+    chooses = _inner_part(labels[rest], groups[rest], seed)
+    return Fold(repeat, number, rest[~chooses], rest[chooses], np.flatnonzero(tested), seed)
 
 # %% ../nbs/12_crossvalidate.ipynb #0cf226c3
 def _inner_part(labels, groups, seed):
@@ -64,14 +65,13 @@ def _inner_part(labels, groups, seed):
             return inner == number
     raise InputError("The folds leave a training or validation part with one label only: ask for fewer folds, or bring more images of the rarer label.")
 
-# %% ../nbs/12_crossvalidate.ipynb #caea95d0
+# %% ../nbs/12_crossvalidate.ipynb #130db3af
 def check_split(
     rows, # path of a split.csv, or its rows as dictionaries with path, group and part (and repeat and fold, where there are several turns)
 ) -> dict: # group (after its turn, where there are several) → its part
     "Refuse a split in which a group is on two sides of one turn, and name it."
     if isinstance(rows, (str, Path)):
-        with open(rows, newline="", encoding="utf-8") as file:
-            return check_split(list(csv.DictReader(file)))
+        return check_split(read_csv(rows))
     found = {}
     for row in rows:
         if not {"path", "group", "part"} <= set(row):
@@ -93,7 +93,7 @@ def split_rows(
     check_split(rows)
     return rows
 
-# %% ../nbs/12_crossvalidate.ipynb #a518a867
+# %% ../nbs/12_crossvalidate.ipynb #0fd73155
 def run_fold(
     method: Method, # what to test
     part: Part, # all images
@@ -106,13 +106,11 @@ def run_fold(
     start = time.perf_counter()
     train, validation, test = (part.subset(indices) for indices in (fold.train, fold.validation, fold.test))
     outputs = method(train, validation, test, fold.seed)
-    temperature = fit_temperature(validation.labels, outputs.validation)
-    threshold = choose_threshold(validation.labels, sigmoid(outputs.validation / temperature))
+    temperature, threshold = calibrate(validation.labels, outputs.validation)
     logit = np.asarray(outputs.test, "float64")
     probability = sigmoid(logit / temperature)
-    result = {"test": fold.test, "logit": logit, "probability": probability,
-              "decision": (probability >= threshold).astype(int), "threshold": np.float64(threshold),
-              "temperature": np.float64(temperature), "seconds": np.float64(time.perf_counter() - start)}
+    result = {"test": fold.test, "logit": logit, "probability": probability, "decision": (probability >= threshold).astype(int),
+              "threshold": np.float64(threshold), "temperature": np.float64(temperature), "seconds": np.float64(time.perf_counter() - start)}
     return result if outputs.heats is None else {**result, "heats": outputs.heats.astype("float16")}
 
 # %% ../nbs/12_crossvalidate.ipynb #2e608e89
@@ -193,7 +191,7 @@ class FoldStore:
             np.savez_compressed(file, **result)
         os.replace(temporary, self.folder / f"{key}.npz")
 
-# %% ../nbs/12_crossvalidate.ipynb #5429ebf9
+# %% ../nbs/12_crossvalidate.ipynb #edf41189
 def run_folds(
     tasks: list, # (method, part, fold)
     jobs: int = 1, # turns at a time; -1: one per core
@@ -203,19 +201,23 @@ def run_folds(
     "Run all turns that are not in the store yet."
     from joblib import delayed, effective_n_jobs
     from tqdm import tqdm
-    contents = {id(part): part_digest(part) for part in {id(part): part for _, part, _ in tasks}.values()}
-    keys = [fold_key(method, contents[id(part)], fold) for method, part, fold in tasks]
+    keys = _keys(tasks)
     results = [store.load(key) for key in keys]
     open_tasks = [index for index, result in enumerate(results) if result is None]
     threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // effective_n_jobs(jobs))
-    bar = tqdm(total=len(tasks), initial=len(tasks) - len(open_tasks), unit="fold", disable=not progress, file=sys.stderr, dynamic_ncols=True)
-    with bar:
+    with tqdm(total=len(tasks), initial=len(tasks) - len(open_tasks), unit="fold", disable=not progress, file=sys.stderr, dynamic_ncols=True) as bar:
         for index, result in _parallel(jobs)(delayed(_numbered)(index, *tasks[index], threads) for index in open_tasks):
             results[index] = result
             store.save(keys[index], result)
             bar.set_description(tasks[index][0].name)
             bar.update()
     return results
+
+# %% ../nbs/12_crossvalidate.ipynb #919cea50
+def _keys(tasks):
+    "The name of each turn's result."
+    contents = {id(part): part_digest(part) for part in {id(part): part for _, part, _ in tasks}.values()}
+    return [fold_key(method, contents[id(part)], fold) for method, part, fold in tasks]
 
 # %% ../nbs/12_crossvalidate.ipynb #82899018
 def _parallel(jobs):

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['pool_folds', 'accuracy_difference', 'write_report', 'summary', 'evaluate']
 
-# %% ../nbs/12_evaluate.ipynb #4eba9a6a
+# %% ../nbs/12_evaluate.ipynb #623cd96f
 import shutil
 from pathlib import Path
 
 import numpy as np
 
-from ._base import InputError, new_folder, show_images, use_style, write_csv, write_json, write_text
+from ._base import InputError, new_folder, refuse_existing, show_images, use_style, write_csv, write_json, write_text
 from .accuracy import classification_metrics, format_metric, group_weights, metrics_table, plot_confusion, plot_roc
 from .baselines import Part, make_method
 from .calibration import plot_reliability
@@ -19,7 +19,7 @@ from .crossvalidate import FoldStore, describe, make_folds, run_folds, split_row
 from .data import ImageSet
 from .preprocess import preprocess_all
 
-# %% ../nbs/12_evaluate.ipynb #008de5bd
+# %% ../nbs/12_evaluate.ipynb #68d4fb0e
 def pool_folds(
     image_set: ImageSet, # labels, groups, paths
     plan: list, # the turns
@@ -28,24 +28,32 @@ def pool_folds(
     seed: int = 0, # of the resamples
 ) -> dict: # metrics, metrics_without_suspects, accuracy_at_half, folds, errors, repeats, seconds
     "Pool the answers of all turns of one method."
-    test = np.concatenate([result["test"] for result in results])
-    probability = np.concatenate([result["probability"] for result in results])
-    turn = np.repeat(np.arange(len(results)), [len(result["test"]) for result in results])
-    threshold = np.array([result["threshold"] for result in results])[turn]
-    labels, groups = image_set.labels[test], image_set.groups[test]
-    def metrics(chosen, threshold):
-        report = classification_metrics(labels[chosen], probability[chosen], groups[chosen], threshold[chosen], seed, models=turn[chosen])
-        return {**report, "n": len(np.unique(test[chosen])), "num_predictions": int(chosen.sum())}
-    everything = np.ones(len(test), bool)
-    pooled = {"repeats": len({fold.repeat for fold in plan}), "metrics": metrics(everything, threshold),
-              "accuracy_at_half": metrics(everything, np.full(len(test), 0.5))["accuracy"]}
+    answers = _answers(results)
+    halves = {**answers, "threshold": np.full(len(answers["test"]), 0.5)}
+    pooled = {"repeats": len({fold.repeat for fold in plan}), "metrics": _pooled_metrics(image_set, answers, seed),
+              "accuracy_at_half": _pooled_metrics(image_set, halves, seed)["accuracy"]}
     if len(suspects):
-        trusted = ~np.isin(np.array(image_set.paths)[test], list(suspects))
-        pooled["metrics_without_suspects"] = metrics(trusted, threshold)
+        trusted = ~np.isin(np.array(image_set.paths)[answers["test"]], list(suspects))
+        pooled["metrics_without_suspects"] = _pooled_metrics(image_set, {name: values[trusted] for name, values in answers.items()}, seed)
     pooled["seconds"] = float(sum(result["seconds"] for result in results))
     pooled["folds"] = [_fold_row(image_set.labels, fold, result) for fold, result in zip(plan, results)]
-    pooled["errors"] = _errors(image_set, test, probability, probability >= threshold)
+    pooled["errors"] = _errors(image_set, answers)
     return pooled
+
+# %% ../nbs/12_evaluate.ipynb #93cbe7d7
+def _answers(results):
+    "Columns test, probability, threshold, decision and turn, over all turns."
+    test, probability = (np.concatenate([result[name] for result in results]) for name in ("test", "probability"))
+    turn = np.repeat(np.arange(len(results)), [len(result["test"]) for result in results])
+    threshold = np.array([result["threshold"] for result in results])[turn]
+    return {"test": test, "probability": probability, "threshold": threshold, "decision": probability >= threshold, "turn": turn}
+
+
+def _pooled_metrics(image_set, answers, seed):
+    "Metrics of some answers; n counts images."
+    test = answers["test"]
+    report = classification_metrics(image_set.labels[test], answers["probability"], image_set.groups[test], answers["threshold"], seed, models=answers["turn"])
+    return {**report, "n": len(np.unique(test)), "num_predictions": len(test)}
 
 # %% ../nbs/12_evaluate.ipynb #eba2a92e
 def _fold_row(labels, fold, result):
@@ -55,17 +63,19 @@ def _fold_row(labels, fold, result):
             **{name: metrics[name]["value"] for name in ("accuracy", "sensitivity", "specificity", "roc_auc", "brier_score")},
             **{name: float(result[name]) for name in ("temperature", "threshold", "seconds")}}
 
-# %% ../nbs/12_evaluate.ipynb #c426ba79
-def _errors(image_set, test, probability, decision):
+# %% ../nbs/12_evaluate.ipynb #bd2f60ce
+def _errors(image_set, answers):
     "Images that at least half of their turns got wrong, the most confident mistakes first."
-    wrong, times, mean = (np.bincount(test, values, len(image_set)) for values in (decision != image_set.labels[test], np.ones(len(test)), probability))
+    test = answers["test"]
+    wrong, times, mean = (np.bincount(test, values, len(image_set)) for values in
+                          (answers["decision"] != image_set.labels[test], np.ones(len(test)), answers["probability"]))
     mean = mean / times.clip(1)
     chosen = np.flatnonzero((wrong > 0) & (2 * wrong >= times))
     chosen = chosen[np.argsort(-np.abs(mean - image_set.labels)[chosen], kind="stable")]
     return [{"path": image_set.paths[i], "label": int(image_set.labels[i]), "probability": round(float(mean[i]), 4),
              "wrong": int(wrong[i]), "of": int(times[i])} for i in chosen]
 
-# %% ../nbs/12_evaluate.ipynb #585a0088
+# %% ../nbs/12_evaluate.ipynb #7ef35b4e
 def accuracy_difference(
     labels, # (n,) int
     groups, # (n,) int
@@ -75,16 +85,19 @@ def accuracy_difference(
     num_bootstrap: int = 2000, # resamples
 ) -> dict: # value, interval, method
     "How much more often the first method is right, with a paired 95% interval."
-    def share_right(results):
-        test = np.concatenate([result["test"] for result in results])
-        right = np.concatenate([result["decision"] for result in results]) == labels[test]
-        return np.bincount(test, right, len(labels)) / np.bincount(test, minlength=len(labels)).clip(1)
-    difference = share_right(first) - share_right(second)
+    difference = _share_right(labels, first) - _share_right(labels, second)
     weights = group_weights(groups, num_bootstrap, np.random.default_rng(seed))
     low, high = np.percentile(weights @ difference / weights.sum(axis=1), [2.5, 97.5])
     return {"value": float(difference.mean()), "interval": [float(low), float(high)], "method": "paired cluster bootstrap"}
 
-# %% ../nbs/12_evaluate.ipynb #498174fb
+# %% ../nbs/12_evaluate.ipynb #015084eb
+def _share_right(labels, results):
+    "How often each image was answered rightly, over its repeats."
+    answers = _answers(results)
+    right = answers["decision"] == labels[answers["test"]]
+    return np.bincount(answers["test"], right, len(labels)) / np.bincount(answers["test"], minlength=len(labels)).clip(1)
+
+# %% ../nbs/12_evaluate.ipynb #a47f94d0
 def write_report(
     folder: Path, # an empty folder
     report: dict, # from `evaluate`
@@ -94,8 +107,8 @@ def write_report(
     "Write tables, figures and summary of an evaluation."
     write_json(folder / "metrics.json", report)
     write_text(folder / "README.md", summary(report))
-    write_csv(folder / "folds.csv", [{"method": name, **row} for name, method in report["methods"].items() for row in method["folds"]])
-    write_csv(folder / "errors.csv", [{"method": name, **row} for name, method in report["methods"].items() for row in method["errors"]])
+    for table in ("folds", "errors"):
+        write_csv(folder / f"{table}.csv", [{"method": name, **row} for name, method in report["methods"].items() for row in method[table]])
     write_csv(folder / "predictions.csv", [row for name, (plan, results, _) in runs.items() for row in _prediction_rows(name, image_set, plan, results)])
     longest = max((plan for plan, _, _ in runs.values()), key=len, default=[])
     write_csv(folder / "split.csv", [row for fold in longest for row in split_rows(image_set, fold)])
@@ -109,26 +122,36 @@ def _prediction_rows(name, image_set, plan, results):
             yield {"method": name, "repeat": fold.repeat, "fold": fold.number, "path": image_set.paths[i], "label": image_set.labels[i],
                    "group": image_set.groups[i], "probability": f"{probability:.6f}", "threshold": f"{float(result['threshold']):.6f}", "decision": decision}
 
-# %% ../nbs/12_evaluate.ipynb #021eceb7
+# %% ../nbs/12_evaluate.ipynb #b56e2d43
 def _write_figures(folder, report, image_set, runs):
-    "ROC and reliability of all methods, a confusion matrix each, and the mistakes as pictures."
+    "Draw all figures in this project's style and write each to its file."
     import matplotlib.pyplot as plt
     with plt.rc_context():
         use_style()
-        figures = {"roc": plt.subplots(figsize=(4, 4)), "reliability": plt.subplots(1, len(runs), figsize=(2.8 * len(runs), 3), squeeze=False),
-                   "confusion": plt.subplots(1, len(runs), figsize=(2.8 * len(runs), 2.8), squeeze=False)}
-        for number, (name, (plan, results, images)) in enumerate(runs.items()):
-            test, probability = (np.concatenate([result[key] for result in results]) for key in ("test", "probability"))
-            plot_roc(image_set.labels[test], probability, name, figures["roc"][1])
-            plot_reliability(image_set.labels[test], probability, name, axis=figures["reliability"][1][0, number])
-            plot_confusion(report["methods"][name]["metrics"], figures["confusion"][1][0, number])
-            figures["confusion"][1][0, number].set_title(name)
-            wrong = report["methods"][name]["errors"][:24]
-            if wrong:
-                figures[f"errors {name}"] = (_draw_errors(wrong, image_set, results, images), None)
-        for name, (figure, _) in figures.items():
+        for name, figure in {**_compared(report, image_set, runs), **_mistakes(report, image_set, runs)}.items():
             figure.savefig(folder / f"{_slug(name)}.png")
             plt.close(figure)
+
+# %% ../nbs/12_evaluate.ipynb #b8a1757f
+def _compared(report, image_set, runs):
+    "One ROC plot for all methods, a reliability diagram and a confusion matrix for each."
+    import matplotlib.pyplot as plt
+    width, row = 2.8 * len(runs), {"ncols": len(runs), "squeeze": False}
+    figures = {"roc": plt.subplots(figsize=(4, 4)), "reliability": plt.subplots(figsize=(width, 3), **row), "confusion": plt.subplots(figsize=(width, 2.8), **row)}
+    for number, (name, (_, results, _)) in enumerate(runs.items()):
+        answers = _answers(results)
+        labels, probability = image_set.labels[answers["test"]], answers["probability"]
+        plot_roc(labels, probability, name, figures["roc"][1])
+        plot_reliability(labels, probability, name, axis=figures["reliability"][1][0, number])
+        plot_confusion(report["methods"][name]["metrics"], figures["confusion"][1][0, number])
+        figures["confusion"][1][0, number].set_title(name)
+    return {name: figure for name, (figure, _) in figures.items()}
+
+# %% ../nbs/12_evaluate.ipynb #150bad2c
+def _mistakes(report, image_set, runs):
+    "For each method with errors, a sheet of the most confident ones."
+    wrong = {name: method["errors"][:24] for name, method in report["methods"].items()}
+    return {f"errors {name}": _draw_errors(wrong[name], image_set, *runs[name][1:]) for name in runs if wrong[name]}
 
 # %% ../nbs/12_evaluate.ipynb #3990931f
 def _draw_errors(wrong, image_set, results, images):
@@ -144,7 +167,7 @@ def _slug(name):
     "A file name."
     return "_".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
-# %% ../nbs/12_evaluate.ipynb #7602030b
+# %% ../nbs/12_evaluate.ipynb #681130b5
 def summary(
     report: dict, # from `evaluate`
 ) -> str: # Markdown
@@ -156,13 +179,17 @@ def summary(
     if any("metrics_without_suspects" in method for method in methods.values()):
         lines += [f"Without the {data['suspects']} images whose labels are doubted:", "",
                   metrics_table({name: method["metrics_without_suspects"] for name, method in methods.items()}), ""]
-    lines += [f"- {name}: {method['repeats']} repeat(s), {method['seconds']:.0f} s, accuracy at threshold 0.5: {format_metric(method['accuracy_at_half'])}, "
-              f"{len(method['errors'])} images wrong" for name, method in methods.items()]
-    lines += [f"- {row['first']} minus {row['second']}: accuracy {format_metric(row['accuracy'])}" for row in report["differences"]]
-    lines += [f"- {name}: left out, {reason}" for name, reason in report["skipped"].items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_notes(report)]) + "\n"
 
-# %% ../nbs/12_evaluate.ipynb #f5593f2b
+# %% ../nbs/12_evaluate.ipynb #ddda6a1d
+def _notes(report):
+    "A line for each method, each difference and each method that was left out."
+    yield from (f"- {name}: {method['repeats']} repeat(s), {method['seconds']:.0f} s, accuracy at threshold 0.5: {format_metric(method['accuracy_at_half'])}, "
+                f"{len(method['errors'])} images wrong" for name, method in report["methods"].items())
+    yield from (f"- {row['first']} minus {row['second']}: accuracy {format_metric(row['accuracy'])}" for row in report["differences"])
+    yield from (f"- {name}: left out, {reason}" for name, reason in report["skipped"].items())
+
+# %% ../nbs/12_evaluate.ipynb #bcedf9a6
 def evaluate(
     image_set: ImageSet, # what to test on; its groups are respected
     methods, # `Method`s, or keys of `METHODS`
@@ -176,14 +203,9 @@ def evaluate(
     suspects=(), # paths of `image_set` whose labels are doubted: metrics with and without them
 ) -> dict: # data, protocol, methods (name → metrics, folds, errors, …), differences, skipped
     "Test whole recipes by repeated stratified grouped folds."
-    out = None if out is None else Path(out)
-    if out is not None and out.exists():
-        raise InputError(f"The folder '{out}' exists already: choose another name or remove it first.")
     methods = [make_method(method, num_images=len(image_set)) if isinstance(method, str) else method for method in methods]
     _check_request(image_set, methods, folds, repeats, suspects)
-    store = FoldStore(None if out is None else out.with_name(out.name + ".partial"))
-    if not resume and store.folder is not None:
-        shutil.rmtree(store.folder, ignore_errors=True)
+    store = _open_store(out, resume)
     files = getattr(image_set.images, "paths", None)
     skipped = {method.name: "the set has no files" for method in methods if method.needs_files and files is None}
     methods = [method for method in methods if method.name not in skipped]
@@ -195,6 +217,17 @@ def evaluate(
             write_report(folder, report, image_set, runs)
         shutil.rmtree(store.folder, ignore_errors=True)
     return report
+
+# %% ../nbs/12_evaluate.ipynb #69e5a70f
+def _open_store(out, resume):
+    "The store of an evaluation into `out`, which must not exist; emptied unless it is to be resumed."
+    if out is None:
+        return FoldStore(None)
+    refuse_existing(out)
+    store = FoldStore(Path(out).with_name(Path(out).name + ".partial"))
+    if not resume:
+        shutil.rmtree(store.folder, ignore_errors=True)
+    return store
 
 # %% ../nbs/12_evaluate.ipynb #99347a00
 def _check_request(image_set, methods, folds, repeats, suspects):

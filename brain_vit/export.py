@@ -6,18 +6,19 @@
 __all__ = ['Graph', 'dense', 'layer_norm', 'patch_encoder', 'self_attention', 'feed_forward', 'transformer_block', 'pool_tokens',
            'config_of', 'pack', 'to_onnx', 'largest_difference', 'export_onnx']
 
-# %% ../nbs/15_export.ipynb #1ee8d082
+# %% ../nbs/15_export.ipynb #e0ce292d
 import importlib.util
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from ._base import InputError
+from ._base import InputError, whole_file
+from .draw import default_heatmap
 from .encoder import FeedForward, TransformerBlock
+from .heatmap import layers_of
 from .position import PatchEncoder
 from .vit import LesionPooling, ViTConfig, attention_readout, build_vit
 
@@ -79,7 +80,7 @@ def layer_norm(
     "Mean 0 and variance 1 along the last axis, then the learned scale and shift."
     return graph.add("LayerNormalization", x, layer.gamma, layer.beta, axis=-1, epsilon=layer.epsilon)
 
-# %% ../nbs/15_export.ipynb #295d519d
+# %% ../nbs/15_export.ipynb #efad2fda
 def patch_encoder(
     graph: Graph, # receives the steps
     image: str, # (batch, image_size, image_size, channels)
@@ -97,7 +98,7 @@ def patch_encoder(
     tokens = graph.reshape(x, -1, side * side, layer.d_model)
     return tokens if layer.position == "none" else graph.add("Add", tokens, layer.codes)
 
-
+# %% ../nbs/15_export.ipynb #a864bafd
 def _stage(graph, x, stage):
     "A projection of rows, a norm, or the GELU between two projections."
     if isinstance(stage, keras.layers.LayerNormalization):
@@ -107,7 +108,7 @@ def _stage(graph, x, stage):
     kernel = np.reshape(stage.kernel, (-1, stage.filters))
     return dense(graph, graph.reshape(x, -1, len(kernel)), kernel, stage.bias)
 
-# %% ../nbs/15_export.ipynb #13249f6b
+# %% ../nbs/15_export.ipynb #1ee899ae
 def self_attention(
     graph: Graph, # receives the steps
     tokens: str, # (batch, num_tokens, d_model)
@@ -115,20 +116,20 @@ def self_attention(
     num_tokens: int, # length of the sequence
 ) -> tuple: # tokens (batch, num_tokens, d_model), and scores (batch, num_heads, num_tokens, num_tokens)
     "`fused_self_attention` of the encoder page, step by step."
-    heads, size = layer.num_heads, layer.key_dim
-
-    def project(part, perm):
-        x = dense(graph, tokens, np.reshape(part.kernel, (-1, heads * size)), np.reshape(part.bias, -1))
-        return graph.add("Transpose", graph.reshape(x, -1, num_tokens, heads, size), perm=perm)
-
-    query, value = (project(part, [0, 2, 1, 3]) for part in (layer.query_dense, layer.value_dense))
-    key = project(layer.key_dense, [0, 2, 3, 1])
-    query = graph.add("Mul", query, np.float32(size ** -0.5))
+    query, value = (_split_heads(graph, tokens, layer, part, num_tokens, [0, 2, 1, 3]) for part in (layer.query_dense, layer.value_dense))
+    key = _split_heads(graph, tokens, layer, layer.key_dense, num_tokens, [0, 2, 3, 1])
+    query = graph.add("Mul", query, np.float32(layer.key_dim ** -0.5))
     scores = graph.add("Softmax", graph.add("MatMul", query, key), axis=-1)
     gathered = graph.add("Transpose", graph.add("MatMul", scores, value), perm=[0, 2, 1, 3])
-    gathered = graph.reshape(gathered, -1, num_tokens, heads * size)
-    output = layer.output_dense
-    return dense(graph, gathered, np.reshape(output.kernel, (heads * size, -1)), output.bias), scores
+    kernel = np.reshape(layer.output_dense.kernel, (layer.num_heads * layer.key_dim, -1))
+    return dense(graph, graph.reshape(gathered, -1, num_tokens, len(kernel)), kernel, layer.output_dense.bias), scores
+
+# %% ../nbs/15_export.ipynb #1dc219f4
+def _split_heads(graph, tokens, layer, part, num_tokens, perm):
+    "Queries, keys or values of all heads; `perm` orders (batch, num_tokens, num_heads, key_dim)."
+    heads, size = layer.num_heads, layer.key_dim
+    x = dense(graph, tokens, np.reshape(part.kernel, (-1, heads * size)), np.reshape(part.bias, -1))
+    return graph.add("Transpose", graph.reshape(x, -1, num_tokens, heads, size), perm=perm)
 
 # %% ../nbs/15_export.ipynb #f806b398
 def feed_forward(
@@ -169,22 +170,21 @@ def pool_tokens(
     weighted = graph.add("Squeeze", graph.add("MatMul", weights, tokens), np.array([1]))
     return graph.add("Concat", mean, weighted, axis=-1)
 
-# %% ../nbs/15_export.ipynb #a52bdf3d
+# %% ../nbs/15_export.ipynb #d5a7f0ff
 def config_of(
     model: keras.Model, # from `build_vit`, perhaps loaded from a file
 ) -> ViTConfig: # what it was built from
     "Read a model's configuration off its layers. Raises `InputError` for any other architecture."
-    encoder = [layer for layer in model.layers if isinstance(layer, PatchEncoder)]
-    blocks = [layer for layer in model.layers if isinstance(layer, TransformerBlock)]
+    encoder, blocks, pool = (layers_of(model, kind) for kind in (PatchEncoder, TransformerBlock, LesionPooling))
     if len(encoder) == 1 and blocks:
-        first, pool = blocks[0], any(isinstance(layer, LesionPooling) for layer in model.layers)
-        config = ViTConfig(model.inputs[0].shape[1], encoder[0].patch_size, encoder[0].d_model, len(blocks), first.num_heads,
-                           first.mlp_ratio, first.dropout, encoder[0].stem, encoder[0].position, "lesion" if pool else "mean")
+        (encoder,), first = encoder, blocks[0]
+        config = ViTConfig(model.inputs[0].shape[1], encoder.patch_size, encoder.d_model, len(blocks), first.num_heads,
+                           first.mlp_ratio, first.dropout, encoder.stem, encoder.position, "lesion" if pool else "mean")
         if _outline(build_vit(config)) == _outline(model):
             return config
     raise InputError("This model was not made by `build_vit`, so it cannot be exported: give a run folder or a .keras file of brain_vit.")
 
-
+# %% ../nbs/15_export.ipynb #1818da59
 def _outline(model):
     "What two models of one architecture have in common."
     return [(type(layer), [tuple(weight.shape) for weight in layer.weights]) for layer in model.layers], model.input_shape
@@ -205,30 +205,40 @@ def pack(
     onnx.checker.check_model(proto)
     return proto
 
-# %% ../nbs/15_export.ipynb #6832a64e
+# %% ../nbs/15_export.ipynb #e7ae7579
+def _ends(config):
+    "Name and shape of the image that goes in, and of each output."
+    from onnx import TensorProto, helper
+    n, describe = config.num_patches, lambda name, *shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
+    lesion = [describe("lesion", n)] if config.pool == "lesion" else []
+    outputs = [describe("tumor", 1), *lesion, describe("attention_scores", config.num_blocks, config.num_heads, n, n)]
+    return [describe("image", config.image_size, config.image_size, 1)], outputs
+
+# %% ../nbs/15_export.ipynb #27b6dd43
 def to_onnx(
     model: keras.Model, # from `build_vit`
     metadata: dict | None = None, # name → text, kept in the file
+    config: ViTConfig | None = None, # what it was built from; None: read off its layers
 ): # `onnx.ModelProto`: image → tumor, lesion (if any), attention_scores
     "The steps from image to logits and attention maps, in one graph."
-    from onnx import TensorProto, helper
-    config, graph, all_scores = config_of(model), Graph(), []
-    pick = lambda kind: [layer for layer in model.layers if isinstance(layer, kind)]
-    tokens = patch_encoder(graph, "image", *pick(PatchEncoder), config.image_size)
-    for block in pick(TransformerBlock):
-        tokens, scores = transformer_block(graph, tokens, block, config.num_patches)
-        all_scores.append(graph.add("Unsqueeze", scores, np.array([1])))
-    tokens = layer_norm(graph, tokens, *pick(keras.layers.LayerNormalization))
-    pooled = pool_tokens(graph, tokens, *pick((LesionPooling, keras.layers.GlobalAveragePooling1D)))
-    tumor = pick(keras.layers.Dense)[0]
+    graph, config = Graph(), config or config_of(model)
+    tokens = patch_encoder(graph, "image", *layers_of(model, PatchEncoder), config.image_size)
+    tokens = _all_blocks(graph, tokens, layers_of(model, TransformerBlock), config.num_patches)
+    tokens = layer_norm(graph, tokens, *layers_of(model, keras.layers.LayerNormalization))
+    pooled = pool_tokens(graph, tokens, *layers_of(model, (LesionPooling, keras.layers.GlobalAveragePooling1D)))
+    tumor = layers_of(model, keras.layers.Dense)[0]
     graph.add("Add", graph.add("MatMul", pooled, tumor.kernel), tumor.bias, name="tumor")
+    return pack(graph, *_ends(config), metadata or {})
+
+
+def _all_blocks(graph, tokens, blocks, num_tokens):
+    "The tokens after the last block; the scores of all become one output."
+    all_scores = []
+    for block in blocks:
+        tokens, scores = transformer_block(graph, tokens, block, num_tokens)
+        all_scores.append(graph.add("Unsqueeze", scores, np.array([1])))
     graph.add("Concat", *all_scores, axis=1, name="attention_scores")
-    shapes = {"tumor": [1], "lesion": [config.num_patches], "attention_scores": [config.num_blocks, config.num_heads, *[config.num_patches] * 2]}
-    if config.pool != "lesion":
-        del shapes["lesion"]
-    describe = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
-    image = describe("image", [config.image_size, config.image_size, 1])
-    return pack(graph, [image], [describe(*item) for item in shapes.items()], metadata or {})
+    return tokens
 
 # %% ../nbs/15_export.ipynb #86aec41d
 def largest_difference(
@@ -246,7 +256,7 @@ def largest_difference(
     results = dict(zip(names, session.run(names, {"image": images})))
     return max(float(np.abs(results[name] - wanted[name]).max()) for name in names)
 
-# %% ../nbs/15_export.ipynb #59ce5c2a
+# %% ../nbs/15_export.ipynb #d6c387c7
 def export_onnx(
     model: keras.Model, # from `build_vit`, trained
     path: str | Path, # the `.onnx` file to write
@@ -264,14 +274,12 @@ def export_onnx(
     if path.suffix != ".onnx":
         raise InputError(f"The file '{path}' must end in .onnx: choose such a name.")
     settings = {"name": name, "temperature": repr(float(temperature)), "threshold": repr(float(threshold)), "sha256": sha256,
-                "heatmap": heatmap or ("lesion" if config.pool == "lesion" else "attention"),
+                "heatmap": heatmap or default_heatmap(model.output),
                 "config": json.dumps(asdict(config)), "version": __version__}
-    proto = to_onnx(model, settings)
+    proto = to_onnx(model, settings, config)
     difference = largest_difference(model, proto)
     if not difference < 1e-4:
         raise RuntimeError(f"the exported model differs from Keras's by {difference:.2g}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(proto.SerializeToString())
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
     return difference

@@ -7,8 +7,7 @@ __all__ = ['image_digest', 'write_split', 'refuse_seen', 'describe_run', 'judge'
            'save_model', 'prepare_folder', 'start_model', 'draw_heatmaps', 'explain_run', 'pretrain_run',
            'judge_pretrained']
 
-# %% ../nbs/15_run.ipynb #e49b6bb5
-import csv
+# %% ../nbs/15_run.ipynb #feed7b2b
 import hashlib
 import json
 import platform
@@ -19,18 +18,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ._base import InputError, sigmoid, write_csv, write_json, write_text
+# %% ../nbs/15_run.ipynb #a0db666e
+from ._base import InputError, read_csv, sigmoid, write_csv, write_json, write_text
 from .accuracy import classification_metrics, metrics_table, wilson_interval
-from .augment import augment_batch
-from .calibration import choose_threshold, fit_temperature
+from .baselines import Part, network_batches
+from .calibration import calibrate, fit_temperature
 from .data import ImageSet, grouped_split
-from .draw import overlay
+from .draw import default_heatmap, overlay
 from .heatmap import heatmap, pointing_hits
 from .predict import Predictor, locate_model
 from .phantom import Phantom, phantom_dataset
 from .preprocess import preprocess, preprocess_all
 from .pretrain import HELD_OUT_SEED, pretrain
-from .training import SliceBatches, TrainConfig, fit, plot_curves
+from .training import TrainConfig, fit, plot_curves
 from .vit import PRESETS, ViTConfig, build_vit, copy_weights, predict_outputs
 
 # %% ../nbs/15_run.ipynb #794febc9
@@ -50,7 +50,7 @@ def write_split(
     rows = zip(image_set.paths, image_set.labels.tolist(), image_set.groups.tolist(), part, map(image_digest, image_set.images))
     write_csv(path, [dict(zip(("path", "label", "group", "part", "digest"), row)) for row in rows])
 
-# %% ../nbs/15_run.ipynb #a956c2e1
+# %% ../nbs/15_run.ipynb #635f69ce
 def refuse_seen(
     start: str | Path, # a run folder or its model file
     images, # test images, uint8 (height, width) each
@@ -61,13 +61,12 @@ def refuse_seen(
         file, settings = locate_model(start)
         rows = file.with_name("split.csv")
         if rows.exists():
-            with open(rows, newline="", encoding="utf-8") as table:
-                known = {row["digest"] for row in csv.DictReader(table) if row["part"] != "test"}
+            known = {row["digest"] for row in read_csv(rows) if row["part"] != "test"}
             if known & tested:
                 raise InputError(f"The weights '{start}' were trained on {len(known & tested)} of the test images: start from 'bundled' or 'scratch' instead.")
         start = settings.get("start")
 
-# %% ../nbs/15_run.ipynb #f28b6059
+# %% ../nbs/15_run.ipynb #0932ed71
 def describe_run(
     image_set: ImageSet, # what was trained on
     model_config: ViTConfig, # the model
@@ -83,7 +82,7 @@ def describe_run(
             "start": start, "model": asdict(model_config), "training": asdict(train_config),
             "backend": keras.backend.backend(), "python": platform.python_version(), "packages": packages}
 
-
+# %% ../nbs/15_run.ipynb #76e2246d
 def _version(package):
     "The installed version, or None."
     try:
@@ -91,7 +90,7 @@ def _version(package):
     except PackageNotFoundError:
         return None
 
-# %% ../nbs/15_run.ipynb #107ea52d
+# %% ../nbs/15_run.ipynb #0bf033c3
 def judge(
     predictions: dict, # part → outputs of `predict_outputs`
     image_set: ImageSet, # labels and groups
@@ -99,14 +98,12 @@ def judge(
 ) -> dict: # temperature, threshold and, for each part, metrics with n and intervals
     "Fit temperature and threshold on validation images, then measure every part with them."
     labels = {name: image_set.labels[part == name] for name in predictions}
-    temperature = fit_temperature(labels["validation"], predictions["validation"]["logit"])
-    calibrated = {name: sigmoid(outputs["logit"] / temperature) for name, outputs in predictions.items()}
-    threshold = choose_threshold(labels["validation"], calibrated["validation"])
-    metrics = {name: classification_metrics(labels[name], calibrated[name], image_set.groups[part == name], threshold)
-               for name in predictions}
+    temperature, threshold = calibrate(labels["validation"], predictions["validation"]["logit"])
+    metrics = {name: classification_metrics(labels[name], sigmoid(outputs["logit"] / temperature), image_set.groups[part == name], threshold)
+               for name, outputs in predictions.items()}
     return {"temperature": temperature, "threshold": threshold, "parts": metrics}
 
-# %% ../nbs/15_run.ipynb #793dfbd7
+# %% ../nbs/15_run.ipynb #9372c071
 def train_run(
     image_set: ImageSet, # labelled images
     out: str | Path, # the run folder to make
@@ -125,15 +122,22 @@ def train_run(
     config = describe_run(image_set, model_config, train_config, "scratch" if start is None else str(start))
     working = begin_run(out, config, resume)
     write_split(working / "split.csv", image_set, part)
-    images, masks = preprocess_all(image_set, model_config.image_size)
-    history = fit(model, *_batches(image_set, images, masks, part, model_config, train_config), train_config, working / "state", progress)
-    predictions = {name: predict_outputs(model, images[part == name]) for name in ("train", "validation", "test")}
+    parts = _parts(image_set, part, model_config.image_size)
+    batches = network_batches(parts["train"], parts["validation"], train_config, model_config.patch_size if model_config.pool == "lesion" else None)
+    history = fit(model, *batches, train_config, working / "state", progress)
     metrics = {"protocol": "one grouped split: epoch, temperature and threshold from validation images, figures from test images",
-               **judge(predictions, image_set, part)}
-    method = _best_heatmap(model, masks, start)
-    if masks is not None:
-        metrics["pointing"] = point(model, images[part == "test"], masks[part == "test"], method)
+               **judge({name: predict_outputs(model, chosen.images) for name, chosen in parts.items()}, image_set, part)}
+    method = _best_heatmap(model, parts["test"].masks is not None, start)
+    if parts["test"].masks is not None:
+        metrics["pointing"] = point(model, parts["test"].images, parts["test"].masks, method)
     return finish_run(out, working, model, model_config, config, metrics, method, history, image_set.subset(part == "test"))
+
+# %% ../nbs/15_run.ipynb #cac91ef1
+def _parts(image_set, part, image_size):
+    "name → `Part`"
+    images, masks = preprocess_all(image_set, image_size)
+    whole = Part(images, image_set.labels, masks)
+    return {name: whole.subset(np.flatnonzero(part == name)) for name in ("train", "validation", "test")}
 
 # %% ../nbs/15_run.ipynb #d845d5df
 def begin_run(
@@ -171,7 +175,7 @@ def finish_run(
     shutil.rmtree(out / "state", ignore_errors=True)
     return out
 
-# %% ../nbs/15_run.ipynb #974b980f
+# %% ../nbs/15_run.ipynb #d929af20
 def point(
     model, # trained
     images: np.ndarray, # (n, image_size, image_size, 1)
@@ -181,14 +185,14 @@ def point(
     "The pointing game over all images with a lesion."
     ill = masks.any(axis=(1, 2))
     hits, count = int(pointing_hits(heatmap(model, images[ill], method), masks[ill]).sum()), int(ill.sum())
-    return {"method": method, "n": count, "hits": hits, "share": {"value": hits / max(count, 1), "interval": wilson_interval(hits, count) if count else None}}
+    share = {"value": hits / max(count, 1), "interval": wilson_interval(hits, count) if count else None}
+    return {"method": method, "n": count, "hits": hits, "share": share}
 
-
-def _best_heatmap(model, masks, start):
+# %% ../nbs/15_run.ipynb #54d9eff5
+def _best_heatmap(model, has_masks, start):
     "Lesion scores where a mask taught them, now or in the weights the run started from; else attention."
     inherited = "" if start is None else locate_model(None if start == "bundled" else start)[1].get("heatmap", "")
-    taught = masks is not None or inherited.startswith("lesion")
-    return "lesion_shifted" if "lesion" in model.output and taught else "attention"
+    return default_heatmap(model.output if has_masks or inherited.startswith("lesion") else (), shifted=True)
 
 # %% ../nbs/15_run.ipynb #fd269dae
 def save_model(
@@ -201,7 +205,7 @@ def save_model(
     plain.set_weights(model.get_weights())
     plain.save(path)
 
-# %% ../nbs/15_run.ipynb #4b2315b3
+# %% ../nbs/15_run.ipynb #67d4b3d5
 def prepare_folder(
     out: Path, # the run folder that shall be made
     resume: bool, # whether to continue
@@ -217,7 +221,7 @@ def prepare_folder(
     working.mkdir(parents=True, exist_ok=True)
     return working
 
-
+# %% ../nbs/15_run.ipynb #f8a69554
 def _same_settings(file, config):
     "A run is only continued with the settings it began with."
     if not file.exists():
@@ -229,7 +233,7 @@ def _same_settings(file, config):
             changed = [name for name in now[part] if before[part].get(name) != now[part][name]] if isinstance(before.get(part), dict) else [before.get(part)]
             raise InputError(f"The unfinished run began with other settings ({part}: {', '.join(map(str, changed))}): resume it with the same ones.")
 
-# %% ../nbs/15_run.ipynb #59fcc712
+# %% ../nbs/15_run.ipynb #3c93fd92
 def start_model(
     config: ViTConfig, # the shape
     seed: int, # of random weights and dropout
@@ -241,17 +245,7 @@ def start_model(
     model = build_vit(config)
     return model if start is None else copy_weights(model, locate_model(None if start == "bundled" else start)[0])
 
-
-def _batches(image_set, images, masks, part, model_config, train_config):
-    "Training and validation batches; only the training images are ever augmented."
-    def batches(name, **options):
-        chosen = part == name
-        return SliceBatches(images[chosen], image_set.labels[chosen], None if masks is None else masks[chosen],
-                            model_config.patch_size if model_config.pool == "lesion" else None, train_config.batch_size, **options)
-    augment = augment_batch if train_config.augment else None
-    return batches("train", augment=augment, seed=train_config.seed), batches("validation")
-
-
+# %% ../nbs/15_run.ipynb #1c8849fd
 def _write_history(folder, history):
     "history.csv and curves.png."
     import matplotlib
@@ -264,7 +258,7 @@ def _write_history(folder, history):
         plt.close(figure)
     write_csv(folder / "history.csv", history)
 
-# %% ../nbs/15_run.ipynb #1ccb5463
+# %% ../nbs/15_run.ipynb #2100c563
 def draw_heatmaps(
     predictor: Predictor, # with its model
     image_set: ImageSet, # test images
@@ -272,20 +266,25 @@ def draw_heatmaps(
     count: int = 16, # at most so many
 ):
     "Overlays of test images, errors first; the file's name says whether the model was right, and which image it is."
-    from PIL import Image
     images, frames = zip(*(preprocess(image, predictor.image_size) for image in image_set.images))
-    images = np.stack(images)
+    images, labels = np.stack(images), image_set.labels
     probabilities = predictor.probability(images)
-    wrong = (probabilities >= predictor.threshold) != image_set.labels
-    chosen = sorted(range(len(images)), key=lambda i: (not wrong[i], -abs(probabilities[i] - 0.5)))[:count]
+    detected = probabilities >= predictor.threshold
+    chosen = sorted(range(len(images)), key=lambda i: (detected[i] == labels[i], -abs(probabilities[i] - 0.5)))[:count]
     folder.mkdir(exist_ok=True)
-    for index, heat in zip(chosen, heatmap(predictor.model, images[chosen], predictor.method)):
-        truth, detected = "tumor" if image_set.labels[index] else "no tumor", bool(probabilities[index] >= predictor.threshold)
-        caption = f"truth: {truth}, probability {probabilities[index]:.2f}{', wrong' if wrong[index] else ''}"
-        name = f"{'wrong' if wrong[index] else 'right'}_{'_'.join(Path(image_set.paths[index]).parts)}.overlay.png"
-        Image.fromarray(overlay(image_set.images[index], frames[index].to_original(heat), caption, detected=detected)).save(folder / name)
+    for i, heat in zip(chosen, heatmap(predictor.model, images[chosen], predictor.method)):
+        _save_overlay(folder, image_set, i, frames[i].to_original(heat), probabilities[i], bool(detected[i]))
 
-# %% ../nbs/15_run.ipynb #22af4dce
+# %% ../nbs/15_run.ipynb #b1e7718a
+def _save_overlay(folder, image_set, i, heat, probability, detected):
+    "The picture of image `i`, named by its path and by whether the model was right."
+    from PIL import Image
+    right, truth = detected == image_set.labels[i], "tumor" if image_set.labels[i] else "no tumor"
+    name = f"{'right' if right else 'wrong'}_{'_'.join(Path(image_set.paths[i]).parts)}.overlay.png"
+    caption = f"truth: {truth}, probability {probability:.2f}{'' if right else ', wrong'}"
+    Image.fromarray(overlay(image_set.images[i], heat, caption, detected=detected)).save(folder / name)
+
+# %% ../nbs/15_run.ipynb #fc0182ba
 def explain_run(
     name: str, # of the run
     config: dict, # contents of config.json
@@ -293,31 +292,41 @@ def explain_run(
     history: list[dict], # from `fit`
 ) -> str: # Markdown
     "What happened, in ten lines."
-    data, test = config["data"], metrics["parts"]["test"]
+    test, model, (seen, kept) = metrics["parts"]["test"], config["model"], _history_in_words(config["data"], metrics, history)
     tumor = sum(test["confusion_matrix"][key] for key in ("true_positives", "false_negatives"))
-    if "images_seen" in metrics:
-        seen = f"Trained on {metrics['images_seen']:,} views of endless phantoms; measured on phantoms of another seed."
-        kept = "the running average of the weights was kept"
-    else:
-        seen = f"Data: {data['name']}, {data['images']} images ({data['tumor']} tumor) in {data['groups']} groups of like images; {len(data['skipped'])} files skipped."
-        kept = f"the best on validation was epoch {min(history, key=lambda row: row.get('val_tumor_loss', row['val_loss']))['epoch']}"
-    pointing = metrics.get("pointing")
-    where = "" if not pointing else (f"Heatmap ({pointing['method']}): its hottest pixel lies in the lesion for {pointing['hits']} of {pointing['n']} test images with a lesion "
-                                     f"(95% interval {pointing['share']['interval'][0]:.2f} to {pointing['share']['interval'][1]:.2f}).\n")
     return f"""# Run {name}
 
 {seen}
-Model: {config['model']['num_blocks']} blocks, d_model {config['model']['d_model']}, start: {config['start']}; {len(history)} epochs, {kept}.
+Model: {model['num_blocks']} blocks, d_model {model['d_model']}, start: {config['start']}; {len(history)} epochs, {kept}.
 Protocol: {metrics['protocol']}.
 Test images: {test['n']} ({tumor} tumor); the most frequent class alone would be right on {max(tumor, test['n'] - tumor) / test['n']:.3f}.
-{where}
+{_pointing_in_words(metrics.get("pointing"))}
 {metrics_table(metrics['parts'])}
 
 Files: `model.keras` (load it with `brain_vit predict --model`), `config.json` (to repeat the run), `history.csv` and `curves.png`
 (training), `metrics.json` (all figures with intervals), `heatmaps/` (test images, errors first){"" if "images_seen" in metrics else ", `split.csv` (who was where)"}.
 """
 
-# %% ../nbs/15_run.ipynb #8ed767b0
+# %% ../nbs/15_run.ipynb #ead6c511
+def _history_in_words(data, metrics, history):
+    "What was trained on, and which weights were kept."
+    if "images_seen" in metrics:
+        return (f"Trained on {metrics['images_seen']:,} views of endless phantoms; measured on phantoms of another seed.",
+                "the running average of the weights was kept")
+    best = min(history, key=lambda row: row.get("val_tumor_loss", row["val_loss"]))["epoch"]
+    return (f"Data: {data['name']}, {data['images']} images ({data['tumor']} tumor) in {data['groups']} groups of like images; "
+            f"{len(data['skipped'])} files skipped.", f"the best on validation was epoch {best}")
+
+
+def _pointing_in_words(pointing):
+    "How often the heatmap finds the lesion, where masks are known."
+    if not pointing or not pointing["n"]:
+        return ""
+    low, high = pointing["share"]["interval"]
+    return (f"Heatmap ({pointing['method']}): its hottest pixel lies in the lesion for {pointing['hits']} of {pointing['n']} test images with a lesion "
+            f"(95% interval {low:.2f} to {high:.2f}).\n")
+
+# %% ../nbs/15_run.ipynb #132ea3a7
 def pretrain_run(
     out: str | Path, # the run folder to make
     model_config: ViTConfig = PRESETS["small"], # what to train
@@ -338,7 +347,7 @@ def pretrain_run(
     working = begin_run(out, config, resume)
     history = pretrain(model, model_config, train_config, working / "state", recipe, pool_size, passes, easy_pools, progress=progress)
     metrics = {**judge_pretrained(model, test, model_config.image_size), "images_seen": pool_size * train_config.epochs}
-    method = "lesion_shifted" if "lesion" in model.output else "attention"
+    method = default_heatmap(model.output, shifted=True)
     examples = test.subset(slice(held_out // 2, held_out // 2 + 100))
     return finish_run(out, working, model, model_config, config, metrics, method, history, examples)
 
