@@ -39,17 +39,24 @@ lab: install
 
 README ?= README.md
 readme: install
-	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --stdout nbs/index.ipynb | sed -E 's#\]\(([a-z0-9_]+\.ipynb|images/)#](nbs/\1#g' > $(README)
+	$(BIN)/jupyter nbconvert --log-level WARN --no-input --to markdown --stdout nbs/index.ipynb | sed -E 's#\]\(([a-z0-9_]+\.ipynb|images/)#](nbs/\1#g' > $(README)
 
 docs: install
 	@command -v quarto > /dev/null || { echo "The site is rendered by Quarto, which is not installed: get it from https://quarto.org/docs/get-started and run 'make docs' again."; exit 2; }
 	nbdev_docs
 	$(MAKE) readme
 
-bench: install
-	$(BIN)/python benchmarks/phantom.py
-	$(BIN)/python benchmarks/model.py
+# The peers live in an environment of their own.
+BENCH := .bench
+bench: $(BENCH)/installed
+	$(BENCH)/bin/python benchmarks/phantom.py --json
+	$(BENCH)/bin/python benchmarks/speed.py --json
+
+$(BENCH)/installed: settings.ini setup.py benchmarks/requirements.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[jax]" -r benchmarks/requirements.txt
+	touch $@
 
 clean:
-	rm -rf $(VENV) .check .README.check build dist *.egg-info _proc _docs .pytest_cache
+	rm -rf $(VENV) $(BENCH) .check .README.check build dist *.egg-info _proc _docs .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,9 @@
 """Make a finished pretraining run the weights that ship with the package.
 
-    brain_vit pretrain --images 220000 --out runs/weights
-    python benchmarks/bundle.py runs/weights
+    brain_vit pretrain --images 219136 --lesion-weight 1 --out runs/first
+    brain_vit pretrain --from runs/first --images 299008 --seed 1 --out runs/second
+    brain_vit pretrain --from runs/second --images 327680 --seed 2 --out runs/third
+    python benchmarks/bundle.py runs/third
 """
 import hashlib
 import json
@@ -26,9 +28,11 @@ card = {
     "threshold": config["threshold"],
     "temperature": config["temperature"],
     "sha256": hashlib.sha256((weights / "small.keras").read_bytes()).hexdigest(),
-    "trained_on": f"{metrics['images_seen']:,} views of phantoms, no real image",
+    "trained_on": f"{config['images_seen']:,} views of phantoms, no real image",
+    "images_seen": config["images_seen"],
+    "seeds": config["seeds"],
     "not_for": "diagnosis of any kind; see the model card in README.md beside this file",
-    "config": {key: config[key] for key in ("model", "training", "recipe", "pool_size", "passes", "packages")},
+    "config": {key: config[key] for key in ("start", "model", "training", "recipe", "pool_size", "passes", "packages")},
     "held_out_phantoms": metrics["parts"]["test"],
 }
 export_onnx(model, weights / "small.onnx", **{key: card[key] for key in ("name", "temperature", "threshold", "heatmap", "sha256")})

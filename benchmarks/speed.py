@@ -1,7 +1,7 @@
 """How fast brain_vit is beside its peers, as ratios of one run on one machine.
 
-    make bench                                        everything but growth, with the peers in an environment of their own
-    python benchmarks/speed.py --only models,input,cold,growth [--rounds 7] [--json]
+    make bench       everything but growth, with the peers in an environment of their own
+    .bench/bin/python benchmarks/speed.py --only growth --json
 
 Every contender is a process that has built and compiled its part and waits. The rounds go through all of them in turn, so a
 busy minute slows all alike, and a ratio is taken within each round. --json writes the parts that ran into speed.json beside
@@ -156,30 +156,32 @@ keras.Model(image, keras.layers.Dense(1)(keras.layers.GlobalAveragePooling1D()(b
 def measure_cold(rounds):
     "Whole processes, from the command to its end, on one image."
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([BIN / "brain_vit", "phantom", "--count", "1", "--out", f"{folder}/one"], check=True, capture_output=True)
-        image = next(Path(folder).rglob("*.png"))
-        subprocess.run([sys.executable, "-c", HUB_MODEL, f"{folder}/hub.keras"], check=True, capture_output=True)
+        process([BIN / "brain_vit", "phantom", f"{folder}/one", "--count", "1"])
+        image = next(Path(folder).rglob("one/[yn]*/*.png"))
+        process([sys.executable, "-c", HUB_MODEL, f"{folder}/hub.keras"])
         commands = {"--help": [BIN / "brain_vit", "--help"], "predict": [BIN / "brain_vit", "predict", image],
-                    "heatmap": [BIN / "brain_vit", "heatmap", image, "--out", f"{folder}/heat", "--overwrite"],
+                    "heatmap": [BIN / "brain_vit", "heatmap", image, "--out"],
                     "KerasHub script": [sys.executable, "-c", HUB_SCRIPT, f"{folder}/hub.keras", image]}
         seconds = {name: [] for name in commands}
-        for _ in range(rounds):
+        for number in range(rounds + 1):  # the first round only fills the disk's cache
             for name, command in commands.items():
-                seconds[name].append(process(command)[0])
+                taken = process([*command, f"{folder}/heat{number}"] if name == "heatmap" else command)[0]
+                if number:
+                    seconds[name].append(taken)
     report = {"seconds": {name: spread(values, 2) for name, values in seconds.items()},
               "ratios": {"predict against KerasHub": spread([slow / fast for slow, fast in zip(seconds["KerasHub script"], seconds["predict"])], 1)}}
     show("cold start", report)
     return report
 
 
-def measure_growth(counts=(250, 2500, 25000)):
+def measure_growth(counts):
     "Seconds and peak memory of audit, predict and one epoch of training as the folder grows."
     report = []
     for count in counts:
         folder = Path(tempfile.mkdtemp())
         try:
-            process([BIN / "brain_vit", "phantom", "--count", str(count), "--out", folder / "set"])
-            commands = {"audit": ["audit", folder / "set", "--out", folder / "audit"], "predict": ["predict", folder / "set", "--csv", folder / "out.csv"],
+            process([BIN / "brain_vit", "phantom", folder / "set", "--count", str(count)])
+            commands = {"predict": ["predict", folder / "set"], "audit": ["audit", folder / "set", "--out", folder / "audit"],
                         "train": ["train", folder / "set", "--epochs", "1", "--out", folder / "run"]}
             row = {"images": count}
             for name, command in commands.items():
@@ -216,9 +218,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="models,input,cold", help="which of models, input, cold, growth")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--counts", type=int, nargs="+", default=[250, 2500, 25000], help="folder sizes of growth")
     parser.add_argument("--json", action="store_true", help="write what ran into speed.json")
     options = parser.parse_args()
-    parts = {"models": measure_models, "input": measure_input, "cold": measure_cold, "growth": lambda rounds: measure_growth()}
+    parts = {"models": measure_models, "input": measure_input, "cold": measure_cold, "growth": lambda rounds: measure_growth(options.counts)}
     file = HERE / "speed.json"
     result = json.loads(file.read_text()) if file.exists() else {}
     result |= {"machine": machine(), "batch": 32, "image_size": 128, "dropout": DROPOUT, "rounds": options.rounds}

@@ -31,11 +31,12 @@ _PUBLIC |= {
     "vit": ["LECTURE", "PRESETS", "SMALL", "LesionPooling", "ViTConfig", "attention_maps", "attention_readout", "build_vit", "copy_weights", "predict_outputs"],
 }
 
-# %% ../nbs/17_package.ipynb #29df26ad
+# %% ../nbs/17_package.ipynb #74e286b3
 _PUBLIC |= {
     "training": ["SliceBatches", "TrainConfig", "compile_vit", "fit", "lesion_fraction", "lesion_loss", "plot_curves", "train_recipe"],
     "augment": ["Augmentation", "augment_batch", "enlarge"],
     "pretrain": ["PhantomBatches", "render_pool"],
+    "views": ["mean_heat", "mean_logits", "tumor_logits"],
     "accuracy": ["classification_metrics", "metrics_table", "wilson_interval"],
     "calibration": ["choose_threshold", "fit_temperature"],
     "baselines": ["METHODS", "Method", "make_method"],

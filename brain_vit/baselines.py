@@ -183,7 +183,7 @@ def network_batches(
     return [SliceBatches(part.images, part.labels, part.masks, patch_size, training.batch_size, change, training.seed)
             for part, change in ((train, augment), (validation, None))]
 
-# %% ../nbs/12_baselines.ipynb #4af64fbc
+# %% ../nbs/12_baselines.ipynb #1330161b
 def train_network(
     train: Part, # learned from
     validation: Part, # chooses the epoch
@@ -197,13 +197,13 @@ def train_network(
     "Train a network with `fit` and let it answer."
     import tempfile
     from brain_vit.training import fit
-    from brain_vit.vit import predict_outputs
+    from brain_vit.views import tumor_logits
     model, training = _fresh_network(train.images.shape[1], config, start, seed), replace(training, seed=seed)
     batches = network_batches(train, validation, training, config.patch_size if "lesion" in model.output else None)
     with tempfile.TemporaryDirectory() as folder:
         fit(model, *batches, training, folder, progress=False)
     heats = None if explain is None else np.asarray(explain(model, test.images), "float32")
-    return Outputs(*(predict_outputs(model, part.images)["logit"] for part in (validation, test)), heats)
+    return Outputs(*(tumor_logits(model, part.images) for part in (validation, test)), heats)
 
 # %% ../nbs/12_baselines.ipynb #46833522
 def _fresh_network(image_size, config, start, seed):

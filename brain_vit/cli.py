@@ -188,23 +188,26 @@ def _run_folder(out, name, resume):
     print(f"Writing '{out}'. If it is stopped: the same command with --resume --out {out}", file=sys.stderr)
     return out
 
-# %% ../nbs/16_cli.ipynb #9ec613c0
+# %% ../nbs/16_cli.ipynb #304520f9
 @app.command()
 def pretrain(
     preset: PresetOption = Preset.small, out: Run = None,
     images: Annotated[int, typer.Option("--images", min=32, help="How many images the model sees, each phantom twice.")] = 200_000,
+    start: Annotated[str | None, typer.Option("--from", metavar="RUN", help="A pretraining run, or 'bundled', to go on from; it needs another --seed.")] = None,
+    lesion_weight: Annotated[float, typer.Option("--lesion-weight", min=0.0, help="How much the loss of the patches counts beside that of the image.")] = 6.0,
     resume: Resume = False, recipe: Recipe = "full", seed: Seed = 0,
 ):
     """Train a model on endless phantoms; no real image is touched.
 
-    Example: brain_vit pretrain --images 500000 --out runs/pretrained
+    Example: brain_vit pretrain --from bundled --seed 7 --images 500000 --out runs/more
     """
     from brain_vit.run import pretrain_run
     from brain_vit.training import TrainConfig
     from brain_vit.vit import PRESETS
     out, pool_size = _run_folder(out, f"pretrain-{preset.value}", resume), min(2048, images)
-    train_config = TrainConfig(epochs=max(1, round(images / pool_size)), learning_rate=1e-3, average=0.999, seed=seed)
-    run = pretrain_run(out, PRESETS[preset.value], train_config, _recipe(recipe), pool_size, resume=resume)
+    train_config = TrainConfig(epochs=max(1, round(images / pool_size)), learning_rate=7e-4 if start else 1e-3, warmup=0.05 if start else 0.1,
+                               average=0.999, lesion_weight=lesion_weight, seed=seed)
+    run = pretrain_run(out, PRESETS[preset.value], train_config, start, _recipe(recipe), pool_size, resume=resume)
     print((run / "README.md").read_text())
 
 # %% ../nbs/16_cli.ipynb #6127df1b

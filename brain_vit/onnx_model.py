@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['LIGHT_HEATMAPS', 'OnnxModel']
 
-# %% ../nbs/15_onnx.ipynb #92b97eef
+# %% ../nbs/15_onnx.ipynb #c7d6b6a2
 import json
 from pathlib import Path
 
 import numpy as np
 
 from ._base import InputError, sigmoid
-from .draw import attention_values, mean_over_shifts, upsample_patches
+from .draw import attention_rollout, attention_values, upsample_patches
+from .views import mean_heat
 
-# %% ../nbs/15_onnx.ipynb #9ae7a537
-LIGHT_HEATMAPS = ("lesion", "lesion_shifted", "attention")
+# %% ../nbs/15_onnx.ipynb #d25612fd
+LIGHT_HEATMAPS = ("lesion", "lesion_shifted", "attention", "rollout")
 
-# %% ../nbs/15_onnx.ipynb #609a2fef
+# %% ../nbs/15_onnx.ipynb #311d4e08
 class OnnxModel:
     """An exported model, run by ONNX Runtime.
 
@@ -67,11 +68,16 @@ class OnnxModel:
             *names, last = map(repr, LIGHT_HEATMAPS)
             raise InputError(f"An exported model cannot draw the heatmap '{method}': choose {', '.join(names)} or {last}, or a run folder.")
         if method == "lesion_shifted":
-            return mean_over_shifts(lambda moved: self.heat(moved, "lesion"), images, self.settings["config"]["patch_size"])
+            return mean_heat(lambda seen: self.heat(seen, "lesion"), images)
         if method == "lesion" and "lesion" not in self.names:
             raise InputError("This model has no lesion scores: choose the method 'attention'.")
-        values = sigmoid(self.run(images, "lesion")) if method == "lesion" else attention_values(self.run(images, "attention_scores")[:, -1])
+        values = sigmoid(self.run(images, "lesion")) if method == "lesion" else self._attended(images, method)
         return upsample_patches(values, self.image_size)
+
+    def _attended(self, images, method):
+        "(n, num_patches) in 0..1 from the last block's map, or from all of them."
+        maps = self.run(images, "attention_scores")
+        return attention_values(attention_rollout(maps.swapaxes(0, 1))[:, None] if method == "rollout" else maps[:, -1])
 
 # %% ../nbs/15_onnx.ipynb #8cfcc289
 def _open(path):

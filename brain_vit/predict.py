@@ -6,7 +6,7 @@
 __all__ = ['SUFFIXES', 'WEIGHTS', 'find_images', 'Prediction', 'Failure', 'Predictor', 'locate_model', 'OnnxPredictor',
            'load_predictor']
 
-# %% ../nbs/15_predict.ipynb #e7f77ff4
+# %% ../nbs/15_predict.ipynb #481b7886
 import json
 import os
 from collections.abc import Iterator
@@ -21,6 +21,7 @@ from ._base import InputError, sigmoid
 from .data import read_image
 from .onnx_model import LIGHT_HEATMAPS, OnnxModel
 from .preprocess import preprocess
+from .views import mean_logits, tumor_logits
 
 # %% ../nbs/15_predict.ipynb #c7ffa745
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -81,7 +82,7 @@ class Failure:
     path: str  # as given
     error: str  # one sentence: what, which file, what to do
 
-# %% ../nbs/15_predict.ipynb #1d3301be
+# %% ../nbs/15_predict.ipynb #a151a256
 class Predictor:
     "A trained model that reads files."
 
@@ -114,9 +115,8 @@ class Predictor:
         return cls(model, settings.get("threshold", 0.5), settings.get("temperature", 1.0), settings["name"], settings.get("heatmap"))
 
     def logits(self, images):
-        "(n, image_size, image_size, 1) → (n,)"
-        from brain_vit.vit import predict_outputs
-        return predict_outputs(self.model, images)["logit"]
+        "(n, image_size, image_size, 1) → (n,), the mean of six views"
+        return tumor_logits(self.model, images)
 
     def heat(self, images, method):
         "(n, image_size, image_size, 1) → (n, image_size, image_size), by name of the method"
@@ -227,7 +227,7 @@ def _run_settings(run):
     except json.JSONDecodeError:
         raise InputError(f"The file '{run / 'config.json'}' is damaged: give another run.") from None
 
-# %% ../nbs/15_predict.ipynb #b7d6b3c6
+# %% ../nbs/15_predict.ipynb #2ea0f6db
 class OnnxPredictor(Predictor):
     "A `Predictor` whose model is an exported file, run without Keras."
 
@@ -241,7 +241,7 @@ class OnnxPredictor(Predictor):
         self.image_size = self.model.image_size
 
     def logits(self, images):
-        return self.model.logits(images)
+        return mean_logits(self.model.logits, images)
 
     def heat(self, images, method):
         return self.model.heat(images, method)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/15_run.ipynb #a0db666e
+# %% ../nbs/15_run.ipynb #3d16eed1
 from ._base import InputError, read_csv, sigmoid, write_csv, write_json, write_text
 from .accuracy import classification_metrics, metrics_table, wilson_interval
 from .baselines import Part, network_batches
@@ -31,7 +31,8 @@ from .phantom import Phantom, phantom_dataset
 from .preprocess import preprocess, preprocess_all
 from .pretrain import HELD_OUT_SEED, pretrain
 from .training import TrainConfig, fit, plot_curves
-from .vit import PRESETS, ViTConfig, build_vit, copy_weights, predict_outputs
+from .views import tumor_logits
+from .vit import PRESETS, ViTConfig, build_vit, copy_weights
 
 # %% ../nbs/15_run.ipynb #794febc9
 def image_digest(
@@ -90,20 +91,20 @@ def _version(package):
     except PackageNotFoundError:
         return None
 
-# %% ../nbs/15_run.ipynb #0bf033c3
+# %% ../nbs/15_run.ipynb #d0cc251c
 def judge(
-    predictions: dict, # part → outputs of `predict_outputs`
+    logits: dict, # part → logits (n,) of its images
     image_set: ImageSet, # labels and groups
     part: np.ndarray, # (n,) "train", "validation" or "test"
 ) -> dict: # temperature, threshold and, for each part, metrics with n and intervals
     "Fit temperature and threshold on validation images, then measure every part with them."
-    labels = {name: image_set.labels[part == name] for name in predictions}
-    temperature, threshold = calibrate(labels["validation"], predictions["validation"]["logit"])
-    metrics = {name: classification_metrics(labels[name], sigmoid(outputs["logit"] / temperature), image_set.groups[part == name], threshold)
-               for name, outputs in predictions.items()}
+    labels = {name: image_set.labels[part == name] for name in logits}
+    temperature, threshold = calibrate(labels["validation"], logits["validation"])
+    metrics = {name: classification_metrics(labels[name], sigmoid(values / temperature), image_set.groups[part == name], threshold)
+               for name, values in logits.items()}
     return {"temperature": temperature, "threshold": threshold, "parts": metrics}
 
-# %% ../nbs/15_run.ipynb #9372c071
+# %% ../nbs/15_run.ipynb #c7cc7c0b
 def train_run(
     image_set: ImageSet, # labelled images
     out: str | Path, # the run folder to make
@@ -126,18 +127,18 @@ def train_run(
     batches = network_batches(parts["train"], parts["validation"], train_config, model_config.patch_size if model_config.pool == "lesion" else None)
     history = fit(model, *batches, train_config, working / "state", progress)
     metrics = {"protocol": "one grouped split: epoch, temperature and threshold from validation images, figures from test images",
-               **judge({name: predict_outputs(model, chosen.images) for name, chosen in parts.items()}, image_set, part)}
+               **judge({name: tumor_logits(model, chosen.images) for name, chosen in parts.items()}, image_set, part)}
     method = _best_heatmap(model, parts["test"].masks is not None, start)
     if parts["test"].masks is not None:
         metrics["pointing"] = point(model, parts["test"].images, parts["test"].masks, method)
     return finish_run(out, working, model, model_config, config, metrics, method, history, image_set.subset(part == "test"))
 
-# %% ../nbs/15_run.ipynb #cac91ef1
+# %% ../nbs/15_run.ipynb #ba22d044
 def _parts(image_set, part, image_size):
     "name → `Part`"
-    images, masks = preprocess_all(image_set, image_size)
-    whole = Part(images, image_set.labels, masks)
-    return {name: whole.subset(np.flatnonzero(part == name)) for name in ("train", "validation", "test")}
+    chosen = {name: image_set.subset(part == name) for name in ("train", "validation", "test")}
+    prepared = {name: preprocess_all(images, image_size) for name, images in chosen.items()}
+    return {name: Part(images, chosen[name].labels, masks) for name, (images, masks) in prepared.items()}
 
 # %% ../nbs/15_run.ipynb #d845d5df
 def begin_run(
@@ -326,11 +327,12 @@ def _pointing_in_words(pointing):
     return (f"Heatmap ({pointing['method']}): its hottest pixel lies in the lesion for {pointing['hits']} of {pointing['n']} test images with a lesion "
             f"(95% interval {low:.2f} to {high:.2f}).\n")
 
-# %% ../nbs/15_run.ipynb #132ea3a7
+# %% ../nbs/15_run.ipynb #27f03af9
 def pretrain_run(
     out: str | Path, # the run folder to make
     model_config: ViTConfig = PRESETS["small"], # what to train
-    train_config: TrainConfig = TrainConfig(learning_rate=1e-3, average=0.999), # how; epochs are passes over a pool
+    train_config: TrainConfig = TrainConfig(learning_rate=1e-3, average=0.999, lesion_weight=6.0), # how; epochs are passes over a pool
+    start: str | Path | None = None, # a pretraining run or "bundled" to go on from; None: from scratch
     recipe: Phantom = Phantom.full(), # what to draw
     pool_size: int = 2048, # phantoms per pool
     passes: int = 2, # epochs spent on each pool
@@ -340,25 +342,42 @@ def pretrain_run(
     progress: bool = True, # show a bar
 ) -> Path: # the run folder
     "Train on endless phantoms, measure on held-out ones, write the folder that explains it."
-    out, model = Path(out), start_model(replace(model_config, dropout=0.0), train_config.seed)
-    easy_pools = min(easy_pools, train_config.epochs // passes // 4)
+    out, start = Path(out), None if start == "scratch" else start
+    seen, seeds = _seen_before(start, train_config.seed)
+    seen += pool_size * train_config.epochs
+    model = start_model(replace(model_config, dropout=0.0), train_config.seed, start)
+    easy_pools = 0 if start else min(easy_pools, train_config.epochs // passes // 4)
     test = phantom_dataset(held_out, seed=HELD_OUT_SEED, recipe=recipe)
-    config = describe_run(test, model_config, train_config, "scratch") | {"recipe": asdict(recipe), "pool_size": pool_size, "passes": passes, "easy_pools": easy_pools}
+    config = describe_run(test, model_config, train_config, str(start or "scratch")) | {
+        "recipe": asdict(recipe), "pool_size": pool_size, "passes": passes, "easy_pools": easy_pools,
+        "images_seen": seen, "seeds": [*seeds, train_config.seed]}
     working = begin_run(out, config, resume)
     history = pretrain(model, model_config, train_config, working / "state", recipe, pool_size, passes, easy_pools, progress=progress)
-    metrics = {**judge_pretrained(model, test, model_config.image_size), "images_seen": pool_size * train_config.epochs}
+    metrics = {**judge_pretrained(model, test, model_config.image_size), "images_seen": seen}
     method = default_heatmap(model.output, shifted=True)
     examples = test.subset(slice(held_out // 2, held_out // 2 + 100))
     return finish_run(out, working, model, model_config, config, metrics, method, history, examples)
 
-# %% ../nbs/15_run.ipynb #8128e4df
+# %% ../nbs/15_run.ipynb #13ccca19
+def _seen_before(start, seed):
+    "How many images the run that is continued has seen, and of which seeds; a new seed is needed."
+    if start is None:
+        return 0, []
+    before = locate_model(None if start == "bundled" else start)[1]
+    if "images_seen" not in before:
+        raise InputError(f"'{start}' is no pretraining run: give the folder of one, or 'bundled'.")
+    if seed in before["seeds"]:
+        raise InputError(f"'{start}' has seen the phantoms of seed {seed} already: choose another --seed.")
+    return before["images_seen"], before["seeds"]
+
+# %% ../nbs/15_run.ipynb #ed0b2b4b
 def judge_pretrained(
     model, # trained on phantoms
     image_set: ImageSet, # held-out phantoms
     image_size: int, # of the model
 ) -> dict: # protocol, temperature, threshold and the metrics of the second half
     "Fit the temperature on the first half of `image_set`, measure on the second."
-    logits = predict_outputs(model, preprocess_all(image_set, image_size)[0])["logit"]
+    logits = tumor_logits(model, preprocess_all(image_set, image_size)[0])
     half = len(image_set) // 2
     temperature = fit_temperature(image_set.labels[:half], logits[:half])
     return {"protocol": "phantoms of a seed that was never trained on; temperature from the first half, figures from the second",

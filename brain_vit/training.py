@@ -122,7 +122,7 @@ def train_recipe(
     epochs = epochs or int(np.clip(round(25_000 / num_images), 10, 25 if pretrained else 100))
     return PRESETS[preset], TrainConfig(epochs=epochs, learning_rate=learning_rate, augment=augment, seed=seed)
 
-# %% ../nbs/10_training.ipynb #aa2bfd07
+# %% ../nbs/10_training.ipynb #656db3d3
 def compile_vit(
     model: keras.Model, # from `build_vit`
     config: TrainConfig, # learning rate, decay, weights of the losses
@@ -139,7 +139,8 @@ def compile_vit(
     losses = {"tumor": keras.losses.BinaryCrossentropy(from_logits=True), "lesion": lesion_loss}
     weights = {"tumor": 1.0, "lesion": config.lesion_weight}
     names = list(model.output)
-    model.compile(optimizer, loss={n: losses[n] for n in names}, loss_weights={n: weights[n] for n in names},
+    worthwhile = keras.backend.backend() == "tensorflow" and total_steps >= 300
+    model.compile(optimizer, loss={n: losses[n] for n in names}, loss_weights={n: weights[n] for n in names}, jit_compile=worthwhile or "auto",
                   weighted_metrics={"tumor": [keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)]})
     return model
 

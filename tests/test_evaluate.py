@@ -602,7 +602,7 @@ def test_a_forest_does_not_depend_on_the_order_of_rows():
 
 # Real images
 
-@pytest.mark.skipif("BRAIN_VIT_DATA" not in os.environ, reason="BRAIN_VIT_DATA names no folder of real images")
+@pytest.mark.skipif(not os.environ.get("BRAIN_VIT_DATA"), reason="BRAIN_VIT_DATA names no folder of real images")
 def test_a_real_set_end_to_end(tmp_path):
     from brain_vit.preprocess import load_dataset
     images = load_dataset(os.environ["BRAIN_VIT_DATA"])

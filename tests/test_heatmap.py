@@ -10,6 +10,8 @@ import pytest
 from brain_vit import draw as drawing
 from brain_vit import faithfulness as exam
 from brain_vit import heatmap as maps_of
+from brain_vit import views
+from brain_vit.predict import Predictor
 from brain_vit.vit import ViTConfig, attention_maps, build_vit, predict_outputs
 
 OTHER = "BRAIN_VIT_OTHER_BACKEND" in os.environ  # this process is the run on the other backend, see the last test
@@ -185,11 +187,28 @@ def test_every_method_keeps_to_one_form(pool):
         maps_of.heatmap(model, images, "magic")
 
 
-def test_shifting_moves_whole_pixels():
-    images = draw(1)
-    moved = drawing._move(images, 2, -3)
+def test_moving_goes_by_whole_pixels():
+    images = draw()
+    moved = views.move(images, 2, -3)
     assert np.array_equal(moved[0, 2:, :13], images[0, :14, 3:]) and not moved[0, :2].any() and not moved[0, :, 13:].any()
-    assert np.array_equal(drawing._move(images, 0, 0), images)
+    assert np.array_equal(views.move(images, 0, 0), images)
+
+
+def test_looking_back_undoes_looking_away_from_the_edges():
+    images = np.random.default_rng(0).random((2, 64, 64, 1))
+    for view in views.VIEWS:
+        seen = views.look(images, view)
+        assert view == (0, 0, False) or not np.array_equal(seen, images)
+        back = views.look_back(seen[..., 0], view)
+        assert np.array_equal(back[:, 2:-2, 2:-2], images[:, 2:-2, 2:-2, 0])
+
+
+def test_the_answer_is_the_mean_over_six_views():
+    model, images = tiny(), draw()
+    apart = [predict_outputs(model, views.look(images, view))["logit"] for view in views.VIEWS]
+    assert len(apart) == 6 and np.ptp(apart, axis=0).min() > 1e-3
+    np.testing.assert_allclose(views.tumor_logits(model, images), np.mean(apart, axis=0), atol=1e-5)
+    np.testing.assert_allclose(Predictor(model).probability(images), 1 / (1 + np.exp(-np.mean(apart, axis=0))), atol=1e-5)
 
 
 def test_head_statistics_by_hand():

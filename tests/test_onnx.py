@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from brain_vit.onnx_model import LIGHT_HEATMAPS
 
 WEIGHTS = Path(__file__).parent.parent / "brain_vit" / "weights"
 HEAVY = ("keras", "tensorflow", "jax", "sklearn", "matplotlib", "scipy", "onnx")
@@ -73,7 +74,7 @@ def test_the_bundled_file_is_the_bundled_model(images):
     from brain_vit.heatmap import heatmap
     model = keras.saving.load_model(WEIGHTS / "small.keras", compile=False)
     reader = assert_same(model, WEIGHTS / "small.onnx", images)
-    for method in ("lesion", "lesion_shifted", "attention"):
+    for method in LIGHT_HEATMAPS:
         assert np.abs(reader.heat(images, method) - heatmap(model, images, method)).max() < 1e-4
     card = json.loads((WEIGHTS / "small.json").read_text())
     assert reader.settings["sha256"] == card["sha256"] == hashlib.sha256((WEIGHTS / "small.keras").read_bytes()).hexdigest()
@@ -134,7 +135,7 @@ def test_predict_and_heatmap_never_import_keras(slices, tmp_path):
     copy.write_bytes((WEIGHTS / "small.onnx").read_bytes())
     again, heavy = imported("predict", slices / "good", "--model", copy, "--json")
     assert again == out and heavy == []
-    for method in ("lesion", "lesion_shifted", "attention"):
+    for method in LIGHT_HEATMAPS:
         out, heavy = imported("heatmap", slices / "good", "--out", tmp_path / method, "--npy", "--method", method)
         assert len(out.splitlines()) == 5 and heavy == []
         assert len(list((tmp_path / method).glob("*.npy"))) == 5
@@ -143,7 +144,7 @@ def test_predict_and_heatmap_never_import_keras(slices, tmp_path):
 def test_the_light_and_the_full_predictor_agree(slices):
     from brain_vit.predict import Predictor, load_predictor
     full, light = Predictor.load(), load_predictor(None)
-    for method in ("lesion", "lesion_shifted", "attention"):
+    for method in LIGHT_HEATMAPS:
         for (one, image, heat), (two, same, other) in zip(full.explain([slices / "good"], method), light.explain([slices / "good"], method), strict=True):
             assert (one.path, one.label, one.threshold, one.model) == (two.path, two.label, two.threshold, two.model)
             assert abs(one.probability - two.probability) < 2e-4
