@@ -58,26 +58,46 @@ def paint_bodies(tissues, atrophy, ventricles):
     paint_ventricle(tissues, line, [2.5, 4, 3.5, 4, 5, 2.5], ventricles, generator.choice([0, 0.5]))
     return {"midline": (0, -55), "ventricle": (waist + 5, -5)}
 
-# %% ../nbs/01_axial.ipynb #84d31167
-def paint_islands(tissues, ventricles):
-    "Basal ganglia, thalamus, third ventricle and the frontal horns."
+# %% ../nbs/01_axial.ipynb #cc36683d
+def paint_nuclei(tissues):
+    "Basal ganglia and thalamus, a pair of each."
     tissues.pair("nucleus", (27, -6), (5.5, 17), -0.2)
     tissues.pair("nucleus", (12, -25), (4.5, 9), -0.3)
     tissues.pair("thalamus", (10, 9), (8, 14), -0.45)
+
+# %% ../nbs/01_axial.ipynb #9562b687
+def paint_front_horns(tissues, ventricles):
+    "The frontal horns of the lateral ventricles, and the third ventricle."
     paint_ventricle(tissues, [(2.2, -17), (3.2, -24), (7, -33), (13, -41)], [0.8, 2.4, 3.2, 1.8], ventricles)
     tissues.curve("ventricle", [(0, -8), (0, 4), (0, 18)], np.array([0.8, 1.5, 1.2]) * np.mean(ventricles))
 
-# %% ../nbs/01_axial.ipynb #6a28d75d
+# %% ../nbs/01_axial.ipynb #5a815fe2
+def paint_islands(tissues, ventricles):
+    "Basal ganglia, thalamus, third ventricle and the frontal horns."
+    paint_nuclei(tissues)
+    paint_front_horns(tissues, ventricles)
+
+# %% ../nbs/01_axial.ipynb #15c4e207
+def paint_rear_horns(tissues, ventricles):
+    "The occipital horns, perhaps with choroid plexus in them, or nothing."
+    generator, line = tissues.generator, [(17, 26), (22, 33), (27, 43), (27, 54), (24, 62)]
+    if generator.random() < 0.8:
+        paint_ventricle(tissues, line, [2.5, 4.5, 4.5, 3, 1.2], ventricles, generator.choice([0, 0.5]))
+
+# %% ../nbs/01_axial.ipynb #29500701
+def paint_pineal(tissues):
+    "The pineal gland and the fluid behind it."
+    tissues.shape("csf", [(0, 27), (7, 30), (4, 37), (0, 40)], mirror=True)
+    tissues.lump(tissues.generator.choice(["calcium", "gland"]), (0, 24), (2.5, 3))
+
+# %% ../nbs/01_axial.ipynb #e827ddb8
 def paint_ganglia(tissues, atrophy, ventricles):
     "Axial, through basal ganglia and thalamus: frontal horns, third ventricle, occipital horns."
-    generator = tissues.generator
     paint_hemispheres(tissues, atrophy, 87, 9, (13, 21), (-48, 48), 50)
     paint_sylvian(tissues, (70, -14), [(43, -26), (38, -8), (41, 14)], 0.3 + 1.5 * atrophy)
     paint_islands(tissues, ventricles)
-    if generator.random() < 0.8:
-        paint_ventricle(tissues, [(17, 26), (22, 33), (27, 43), (27, 54), (24, 62)], [2.5, 4.5, 4.5, 3, 1.2], ventricles, generator.choice([0, 0.5]))
-    tissues.shape("csf", [(0, 27), (7, 30), (4, 37), (0, 40)], mirror=True)
-    tissues.lump(generator.choice(["calcium", "gland"]), (0, 24), (2.5, 3))
+    paint_rear_horns(tissues, ventricles)
+    paint_pineal(tissues)
     return {"midline": (0, -58), "ventricle": (5, -30), "pineal": (0, 25)}
 
 # %% ../nbs/01_axial.ipynb #39fa7a98
@@ -93,7 +113,16 @@ def paint_star(tissues, atrophy, ventricles):
     tissues.lump("vessel", (0, -8), (1.8, 1.8))
     tissues.curves("vessel", [(6, -14), (18, -16), (32, -19)], 1.1)
 
-# %% ../nbs/01_axial.ipynb #cea9eea4
+# %% ../nbs/01_axial.ipynb #20ebcf7c
+def paint_front(tissues, top):
+    "The gland at the star's tip and the sinus at the forehead, each now and then; `top` is the front of the brain in mm."
+    generator = tissues.generator
+    if generator.random() < 0.4:
+        tissues.lump("gland", (0, -17), (4, 3))
+    if generator.random() < 0.3:
+        paint_cells(tissues, (0, 2 + top), (generator.uniform(8, 22), generator.uniform(4, 8)))
+
+# %% ../nbs/01_axial.ipynb #c7adccc7
 def paint_midbrain(tissues, atrophy, ventricles):
     "Axial, through midbrain and the star of fluid above the sella."
     generator = tissues.generator
@@ -103,13 +132,17 @@ def paint_midbrain(tissues, atrophy, ventricles):
     paint_falx(tissues, -radius[96], -generator.uniform(45, 60), 0)
     paint_sylvian(tissues, (64, -30), [(46, -24), (36, -19), (20, -14)], 0.4 + 1.5 * atrophy)
     paint_star(tissues, atrophy, ventricles)
-    if generator.random() < 0.4:
-        tissues.lump("gland", (0, -17), (4, 3))
-    if generator.random() < 0.3:
-        paint_cells(tissues, (0, 2 - radius[96]), (generator.uniform(8, 22), generator.uniform(4, 8)))
+    paint_front(tissues, -radius[96])
     return {"sella": (0, -16), "fossa": (0, 38), "pineal": (0, 22)}
 
-# %% ../nbs/01_axial.ipynb #8ce93575
+# %% ../nbs/01_axial.ipynb #d620845b
+def paint_eyeball(tissues, x, y, size):
+    "An eye from above: its white, the vitreous body and the lens."
+    tissues.lump("skin", (x, y - 1), (size + 1, size + 1), wobble=0.02)
+    tissues.lump("vitreous", (x, y), (size, size), wobble=0.02)
+    tissues.lump("lens", (x, y - size * 0.75), (5, 2.2), wobble=0.03)
+
+# %% ../nbs/01_axial.ipynb #130f0285
 def paint_orbits(
     tissues: TissueMap, # painted in place
     y: float, # of the eyes' middle, mm
@@ -124,9 +157,7 @@ def paint_orbits(
         tissues.curve("muscle", place((x + 12, -1), (x + 6, 16), (x - 8, 34)), 1.6)
         tissues.curve("muscle", place((x - 12, -1), (x - 12, 16), (x - 13, 32)), 1.6)
         tissues.curve("white", place((x, 8), (x - 5, 20), (x - 14, 36)), 1.8)
-        tissues.lump("skin", (side * x, y - 1), (size + 1, size + 1), wobble=0.02)
-        tissues.lump("vitreous", (side * x, y), (size, size), wobble=0.02)
-        tissues.lump("lens", (side * x, y - size * 0.75), (5, 2.2), wobble=0.03)
+        paint_eyeball(tissues, side * x, y, size)
 
 # %% ../nbs/01_axial.ipynb #45ab4b06
 def paint_skull_base(tissues, front):
@@ -137,16 +168,26 @@ def paint_skull_base(tissues, front):
     paint_cells(tissues, (0, front + 56), (11, 8))
     tissues.shape("bone", [(0, 0), (16, -4), (40, 6), (64, 14), (60, 30), (30, 22), (0, 14)], mirror=True)
 
-# %% ../nbs/01_axial.ipynb #4dcf4573
-def paint_hindbrain(tissues, atrophy, ventricles):
-    "Cerebellum, pons and fourth ventricle in their chamber."
+# %% ../nbs/01_axial.ipynb #cab8aff4
+def paint_chamber(tissues):
+    "Dura and, a millimeter further in, fluid."
     tissues.shape("dura", [(0, -8), (18, 2), (44, 22), (57, 42), (34, 74), (0, 82)], mirror=True)
     tissues.shape("csf", [(0, -7), (17, 3), (43, 22), (56, 42), (33, 73), (0, 81)], mirror=True)
-    paint_cerebellum(tissues, [(0, 30), (16, 20), (40, 27), (52, 42), (36, 68), (7, 74), (0, 70)], (0, 26), atrophy=atrophy)
-    tissues.lump("cerebellum", (0, 48), (6, 18))
+
+# %% ../nbs/01_axial.ipynb #23d1aedd
+def paint_pons(tissues, ventricles):
+    "Pons and fourth ventricle from above."
     tissues.shape("stem", [(0, -4), (9, -3), (15, 5), (18, 14), (8, 20), (0, 19)], mirror=True)
     width = tissues.generator.uniform(4, 9) * np.mean(ventricles) ** 0.5
     tissues.shape("ventricle", [(0, 19), (width * 0.6, 20), (width, 25), (width * 0.4, 28), (0, 31)], mirror=True)
+
+# %% ../nbs/01_axial.ipynb #4fba4879
+def paint_hindbrain(tissues, atrophy, ventricles):
+    "Cerebellum, pons and fourth ventricle in their chamber."
+    paint_chamber(tissues)
+    paint_cerebellum(tissues, [(0, 30), (16, 20), (40, 27), (52, 42), (36, 68), (7, 74), (0, 70)], (0, 26), atrophy=atrophy)
+    tissues.lump("cerebellum", (0, 48), (6, 18))
+    paint_pons(tissues, ventricles)
 
 # %% ../nbs/01_axial.ipynb #95de4307
 def paint_fossa(tissues, atrophy, ventricles):

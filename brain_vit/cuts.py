@@ -20,7 +20,14 @@ def paint_neck(tissues):
     tissues.curves("fat", [(20, 70), (30, 95), (24, 130)], 2.5)
     tissues.curves("bone", [(56, 40), (54, 65), (48, 95)], [4, 3, 3])
 
-# %% ../nbs/01_cuts.ipynb #1f2c23e8
+# %% ../nbs/01_cuts.ipynb #ae46fe82
+def paint_sockets(tissues):
+    "Both orbits from the front."
+    tissues.pair("bone", (30, 46), (20, 20))
+    tissues.pair("fat", (30, 46), (17, 17))
+    tissues.pair("vitreous" if tissues.generator.random() < 0.5 else "muscle", (30, 46), (12, 12))
+
+# %% ../nbs/01_cuts.ipynb #3bd4b936
 def paint_frontal(tissues, atrophy, ventricles):
     "Coronal, far in front: frontal lobes above orbits and nose."
     generator = tissues.generator
@@ -28,9 +35,7 @@ def paint_frontal(tissues, atrophy, ventricles):
     paint_head(tissues, radius, atrophy, generator.uniform(0, 6), paint_neck)
     paint_cortex(tissues, radius, atrophy, generator.uniform(16, 26), generator.uniform(0.4, 0.7), (0, 0))
     paint_falx(tissues, -radius[96], 10, 0)
-    tissues.pair("bone", (30, 46), (20, 20))
-    tissues.pair("fat", (30, 46), (17, 17))
-    tissues.pair("vitreous" if generator.random() < 0.5 else "muscle", (30, 46), (12, 12))
+    paint_sockets(tissues)
     tissues.pair("sinus", (30, 84), (14, 16))
     paint_cells(tissues, (0, 56), (10, 24))
     paint_vessels(tissues, radius)
@@ -51,15 +56,20 @@ def paint_coronal(tissues, atrophy, fissure):
     paint_vessels(tissues, radius)
     paint_sylvian(tissues, (68, 4), [(43, -12), (39, 0), (42, 12)], 0.4 + 1.5 * atrophy)
 
-# %% ../nbs/01_cuts.ipynb #e21d6738
+# %% ../nbs/01_cuts.ipynb #3fe4c756
+def paint_pituitary(tissues):
+    "The gland, the crossing of the optic nerves above it, and the carotid arteries beside it."
+    tissues.lump("gland", (0, 32), (6.5, tissues.generator.uniform(2.5, 4.5)))
+    tissues.curves("white", [(0, 22), (4, 21), (8, 22)], 1.3)
+    tissues.pair("vessel", (12, 31), (2.6, 2.6))
+
+# %% ../nbs/01_cuts.ipynb #ff6d73ff
 def paint_sella(tissues):
     "The saddle of bone that holds the pituitary gland, between the carotid arteries, above an air-filled sinus."
     tissues.shape("csf", [(0, 18), (10, 20), (16, 26), (8, 31), (0, 30)], mirror=True)
     tissues.shape("bone", [(0, 32), (16, 30), (22, 42), (40, 52), (0, 64)], mirror=True)
     paint_cells(tissues, (0, 48), (14, 9))
-    tissues.lump("gland", (0, 32), (6.5, tissues.generator.uniform(2.5, 4.5)))
-    tissues.curves("white", [(0, 22), (4, 21), (8, 22)], 1.3)
-    tissues.pair("vessel", (12, 31), (2.6, 2.6))
+    paint_pituitary(tissues)
 
 # %% ../nbs/01_cuts.ipynb #4e35f1af
 def paint_horns(tissues, atrophy, ventricles):
@@ -72,13 +82,18 @@ def paint_horns(tissues, atrophy, ventricles):
     paint_sella(tissues)
     return {"sella": (0, 27), "ventricle": (8, -18), "midline": (0, -45)}
 
-# %% ../nbs/01_cuts.ipynb #8d5a51f0
-def paint_stem_front(tissues):
-    "The brainstem from the front, in fluid, between the two ridges of bone that carry the ears."
-    tissues.shape("csf", [(0, 8), (16, 10), (20, 20), (16, 34), (14, 52), (0, 60)], mirror=True)
+# %% ../nbs/01_cuts.ipynb #8a2f9bdc
+def paint_ear_bones(tissues):
+    "The ridges of bone from the front, with their air cells."
     for side in (-1, 1):
         tissues.shape("bone", np.array([(18, 44), (44, 50), (60, 46), (50, 62), (20, 66)]) * (side, 1))
         paint_cells(tissues, (side * 50, 58), (10, 9))
+
+# %% ../nbs/01_cuts.ipynb #927f70ed
+def paint_stem_front(tissues):
+    "The brainstem from the front, in fluid, between the two ridges of bone that carry the ears."
+    tissues.shape("csf", [(0, 8), (16, 10), (20, 20), (16, 34), (14, 52), (0, 60)], mirror=True)
+    paint_ear_bones(tissues)
     tissues.shape("stem", [(0, 6), (13, 7), (12, 20), (15, 34), (9, 48), (6, 70), (0, 74)], mirror=True)
     tissues.lump("vessel", (0, 36), (1.6, 1.6))
 
@@ -96,15 +111,20 @@ def paint_crus(tissues, atrophy, ventricles):
     paint_ventricle(tissues, [(27, 13), (32, 15), (35, 20)], [0.8, 1.5, 0.8], ventricles)
     return {"ventricle": (10, -19), "pineal": (0, -8), "midline": (0, -48), "fossa": (0, 40)}
 
-# %% ../nbs/01_cuts.ipynb #236e49e9
+# %% ../nbs/01_cuts.ipynb #9c9d40d5
+def paint_vermis(tissues):
+    "The middle of the cerebellum from behind, with or without the ventricle in it."
+    tissues.lump("cerebellum", (0, 34), (6, 20))
+    if tissues.generator.random() < 0.5:
+        tissues.lump("ventricle", (0, 34), (5, 3.5))
+
+# %% ../nbs/01_cuts.ipynb #cc151686
 def paint_tent(tissues, atrophy):
     "The cerebellum from behind, under its tent of dura."
     tissues.shape("dura", [(0, 6), (26, 18), (62, 26), (60, 48), (34, 72), (0, 76)], mirror=True)
     tissues.shape("csf", [(0, 7), (26, 19), (61, 27), (59, 48), (34, 71), (0, 75)], mirror=True)
     paint_cerebellum(tissues, [(0, 9), (26, 21), (54, 30), (54, 46), (30, 64), (6, 66), (0, 60)], (0, 38), atrophy=atrophy)
-    tissues.lump("cerebellum", (0, 34), (6, 20))
-    if tissues.generator.random() < 0.5:
-        tissues.lump("ventricle", (0, 34), (5, 3.5))
+    paint_vermis(tissues)
     tissues.pair("vessel", (60, 28), (3, 3))
 
 # %% ../nbs/01_cuts.ipynb #b7d41d7c
@@ -140,30 +160,45 @@ def paint_arch(tissues):
     tissues.shape("ventricle", [(-27, 0), (-26, -18), (-4, -25), (18, -21), (26, -8), (10, -8), (-8, -10)])
     tissues.shape("thalamus", [(-14, -6), (-4, -15), (12, -14), (20, -6), (10, 4), (-8, 4)])
 
-# %% ../nbs/01_cuts.ipynb #5a0b64b1
+# %% ../nbs/01_cuts.ipynb #72e86384
+def paint_cerebellum_side(tissues, atrophy):
+    "The cerebellum from the side."
+    tissues.shape("dura", [(30, 6), (48, 14), (72, 30), (62, 56), (38, 64), (26, 50), (24, 26)])
+    tissues.shape("csf", [(30, 7), (48, 15), (70, 30), (61, 55), (38, 63), (26, 50), (24, 26)])
+    leaves = [(28, 10), (46, 18), (66, 32), (58, 52), (40, 60), (30, 48), (26, 30)]
+    paint_cerebellum(tissues, leaves, (30, 36), mirror=False, atrophy=atrophy)
+
+# %% ../nbs/01_cuts.ipynb #92895f0d
 def paint_stem_side(tissues, atrophy, ventricles):
     "Brainstem and cerebellum from the side, with the fluid around them."
     tissues.shape("csf", [(-20, 10), (-8, 6), (6, 12), (4, 26), (-2, 40), (-16, 30)])
     tissues.shape("csf", [(16, -4), (26, -4), (34, 8), (44, 50), (24, 60), (14, 30)])
     tissues.shape("stem", [(-2, 2), (12, -2), (18, 6), (20, 20), (24, 32), (26, 48), (27, 80), (28, 134), (19, 134), (18, 80), (12, 56),
         (1, 46), (-1, 30), (4, 20)])
-    tissues.shape("dura", [(30, 6), (48, 14), (72, 30), (62, 56), (38, 64), (26, 50), (24, 26)])
-    tissues.shape("csf", [(30, 7), (48, 15), (70, 30), (61, 55), (38, 63), (26, 50), (24, 26)])
-    leaves = [(28, 10), (46, 18), (66, 32), (58, 52), (40, 60), (30, 48), (26, 30)]
-    paint_cerebellum(tissues, leaves, (30, 36), mirror=False, atrophy=atrophy)
+    paint_cerebellum_side(tissues, atrophy)
     tissues.shape("ventricle", [(22, 22), (24 + 7 * ventricles.mean() ** 0.5, 34), (25, 46)])
 
-# %% ../nbs/01_cuts.ipynb #85c0a343
-def paint_throat(tissues):
-    "Sella, sinuses, palate, tongue, throat and spine."
+# %% ../nbs/01_cuts.ipynb #06080f4e
+def paint_clivus(tissues):
+    "The bone of the skull's middle with its marrow, and the pituitary gland."
     tissues.shape("bone", [(-62, 27), (-22, 28), (-8, 40), (2, 52), (4, 66), (-20, 50), (-50, 44)])
     tissues.curve("marrow", [(-9, 42), (-4, 54), (4, 64)], 3)
     tissues.lump("gland", (-13, 32), (5, tissues.generator.uniform(2.5, 4.5)))
-    paint_cells(tissues, (-28, 40), (13, 8))
-    paint_cells(tissues, (-62, 52), (22, 14), ("sinus", "mucosa", "mucosa"))
+
+# %% ../nbs/01_cuts.ipynb #f0c37540
+def paint_mouth(tissues):
+    "Palate, tongue, and the air in the throat."
     tissues.curve("bone", [(-86, 72), (-60, 70), (-38, 72)], 2)
     tissues.lump("muscle", (-62, 96), (26, 18))
     tissues.curve("sinus", [(-30, 66), (-24, 90), (-18, 128)], [4, 4, 5])
+
+# %% ../nbs/01_cuts.ipynb #3764403e
+def paint_throat(tissues):
+    "Sella, sinuses, palate, tongue, throat and spine."
+    paint_clivus(tissues)
+    paint_cells(tissues, (-28, 40), (13, 8))
+    paint_cells(tissues, (-62, 52), (22, 14), ("sinus", "mucosa", "mucosa"))
+    paint_mouth(tissues)
     for drop in (78, 96, 112):
         tissues.lump("marrow", (8 + drop / 40, drop), (7, 7))
 

@@ -7,7 +7,7 @@ __all__ = ['to_grey', 'read_image', 'LazyImages', 'LazyMasks', 'ImageSet', 'take
            'check_file', 'list_files', 'find_masks', 'describe_copy', 'load_folder', 'download_kaggle', 'grouped_split',
            'group_counts', 'need_groups', 'deal', 'grouped_folds']
 
-# %% ../nbs/00_data.ipynb #e7783f77
+# %% ../nbs/00_data.ipynb #9e5602b9
 import hashlib
 import os
 import warnings
@@ -16,43 +16,59 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+# %% ../nbs/00_data.ipynb #b23a5130
 import numpy as np
 from PIL import Image, ImageOps
 
 from ._base import InputError
 
-# %% ../nbs/00_data.ipynb #f3c8a9dc
+# %% ../nbs/00_data.ipynb #75c4aaa3
+def scale_levels(values):
+    "Any grey levels as 0 to 255, from their 0.1 to their 99.9 percentile."
+    values = np.nan_to_num(values, posinf=0, neginf=0)
+    low, high = np.percentile(values, (0.1, 99.9))
+    return (255 * (values - low) / max(high - low, 1e-12)).clip(0, 255).round().astype("uint8")
+
+# %% ../nbs/00_data.ipynb #7642de7b
 def to_grey(
     image: Image.Image, # a decoded image of any mode
 ) -> np.ndarray: # (height, width) uint8
     "Grey levels of `image`: transparency over black; 16 bit and float by their 0.1 and 99.9 percentiles."
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        values = np.nan_to_num(np.asarray(image, "float64"), posinf=0, neginf=0)
-        low, high = np.percentile(values, (0.1, 99.9))
-        return (255 * (values - low) / max(high - low, 1e-12)).clip(0, 255).round().astype("uint8")
+        return scale_levels(np.asarray(image, "float64"))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     return np.array(image.convert("L") if image.mode in ("L", "1") else image.convert("RGB").convert("L"))
 
-# %% ../nbs/00_data.ipynb #f2434283
+# %% ../nbs/00_data.ipynb #34b0ada9
+def decode(path, max_pixels):
+    "Unpack a file whose size has been looked at first, turn it upright, and take its grey levels."
+    with warnings.catch_warnings(), open(path, "rb") as file:
+        warnings.simplefilter("ignore")
+        image = Image.open(file)
+        if image.width * image.height > max_pixels:
+            raise Image.DecompressionBombError
+        return to_grey(ImageOps.exif_transpose(image))
+
+# %% ../nbs/00_data.ipynb #e5f969f2
+def refuse_no_file(path):
+    "Raise `InputError` unless there is a file with something in it."
+    if not path.is_file():
+        raise InputError(f"The image '{path}' is {'a folder' if path.is_dir() else 'missing'}: give the path of an image file.")
+    if path.stat().st_size == 0:
+        raise InputError(f"The image '{path}' is empty (0 bytes): copy it again from its source.")
+
+# %% ../nbs/00_data.ipynb #88fa2b2e
 def read_image(
     path: str | Path, # an image file; its content decides about the format, not its suffix
     max_pixels: int = 64_000_000, # refuse larger images: a small file can unpack to gigabytes
 ) -> np.ndarray: # (height, width) uint8, upright
     "Read one image file as grey levels. Raises `InputError` on anything that is not a whole image."
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"The image '{path}' is {'a folder' if path.is_dir() else 'missing'}: give the path of an image file.")
-    if path.stat().st_size == 0:
-        raise InputError(f"The image '{path}' is empty (0 bytes): copy it again from its source.")
+    refuse_no_file(path)
     try:
-        with warnings.catch_warnings(), open(path, "rb") as file:
-            warnings.simplefilter("ignore")
-            image = Image.open(file)
-            if image.width * image.height > max_pixels:
-                raise Image.DecompressionBombError
-            return to_grey(ImageOps.exif_transpose(image))
+        return decode(path, max_pixels)
     except Image.UnidentifiedImageError:
         raise InputError(f"The file '{path}' is not an image: give a JPEG, PNG, BMP, TIFF or WebP file.") from None
     except Image.DecompressionBombError:
@@ -79,7 +95,15 @@ class LazyImages(Sequence):
             return LazyImages(self.paths[index])
         return read_image(self.paths[index])
 
-# %% ../nbs/00_data.ipynb #799ca445
+# %% ../nbs/00_data.ipynb #36e95d06
+def read_mask(path, shape):
+    "The mask in a file, which must have the shape of its image."
+    mask = read_image(path) > 127
+    if mask.shape != shape:
+        raise InputError(f"The mask '{path}' has shape {mask.shape}, its image {shape}: give both the same size.")
+    return mask
+
+# %% ../nbs/00_data.ipynb #5c985008
 class LazyMasks(Sequence):
     "Lesion masks read on access: (height, width) bool of each image; empty where there is no lesion."
     def __init__(
@@ -95,13 +119,8 @@ class LazyMasks(Sequence):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return LazyMasks(self.images[index], self.paths[index])
-        shape = self.images[index].shape
-        if self.paths[index] is None:
-            return np.zeros(shape, bool)
-        mask = read_image(self.paths[index]) > 127
-        if mask.shape != shape:
-            raise InputError(f"The mask '{self.paths[index]}' has shape {mask.shape}, its image {shape}: give both the same size.")
-        return mask
+        path, shape = self.paths[index], self.images[index].shape
+        return np.zeros(shape, bool) if path is None else read_mask(path, shape)
 
 # %% ../nbs/00_data.ipynb #670ca057
 @dataclass
@@ -206,6 +225,12 @@ def list_files(
         files += [Path(place, name) for name in sorted(names) if not name.startswith(".") and name not in ("Thumbs.db", "desktop.ini")]
     return files
 
+# %% ../nbs/00_data.ipynb #0db87f4f
+def labelled_files(root, leave):
+    "Every file of both classes with its label."
+    places = sorted(class_folders(root).items())
+    return [(file, label) for label, folders in places for folder in folders for file in list_files(folder, leave)]
+
 # %% ../nbs/00_data.ipynb #77f36df7
 def find_masks(
     root: Path, # the folder with the classes
@@ -224,34 +249,45 @@ def find_masks(
         return None
     return LazyMasks(images, [known[path.stem] if label else None for path, label in zip(images.paths, labels)])
 
-# %% ../nbs/00_data.ipynb #96f897b4
+# %% ../nbs/00_data.ipynb #37bd3288
 def describe_copy(
     copy: Path, # a folder that holds the classes once more
     digests: set, # of everything loaded
 ) -> str: # one sentence
     "Say what a nested second set is: a copy, or something else that was left out."
-    files = [file for folders in class_folders(copy).values() for folder in folders for file in list_files(folder, [])]
+    files = [file for file, _ in labelled_files(copy, [])]
     new = sum(file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() not in digests for file in files)
     if new:
         return f"A second set inside the first: {new} of its {len(files)} files are not in the outer one; load '{copy.name}' on its own to use them."
     return f"A second copy of images that are loaded already ({len(files)} files): not counted again."
 
-# %% ../nbs/00_data.ipynb #961dfd22
+# %% ../nbs/00_data.ipynb #df3ef238
+def checked_files(root, leave):
+    "Every file of both classes: path, label, digest or None, and the reason why it cannot be used or None."
+    files = labelled_files(root, leave)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        checks = pool.map(check_file, [file for file, _ in files])
+        return [(file, label, *check) for (file, label), check in zip(files, checks)]
+
+# %% ../nbs/00_data.ipynb #733cf244
+def need_both_classes(root, labels, skipped):
+    "Refuse a folder in which one class has no readable image."
+    for label, word in ((1, "yes"), (0, "no")):
+        if label not in labels:
+            first = f"; {len(skipped)} files cannot be read. {skipped[0][1]}" if skipped else "."
+            raise InputError(f"The folder '{root}' has no readable image in '{word}'; both classes are needed{first}")
+
+# %% ../nbs/00_data.ipynb #32a08031
 def load_folder(
     path: str | Path, # a folder with `yes/` and `no/` in it, perhaps `masks/`
 ) -> ImageSet: # images are read on access; files with equal bytes share a group
     "Find the images of a folder and their labels, and check that each can be read."
     root, copies = choose_root(path)
-    files = [(file, label) for label, folders in sorted(class_folders(root).items()) for folder in folders for file in list_files(folder, copies)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checks = list(pool.map(check_file, [file for file, _ in files]))
+    files = checked_files(root, copies)
     name = lambda file: file.relative_to(root).as_posix()
-    skipped = [(name(file), reason) for (file, _), (_, reason) in zip(files, checks) if reason]
-    kept = [(file, label, digest) for (file, label), (digest, _) in zip(files, checks) if digest]
-    for label, word in ((1, "yes"), (0, "no")):
-        if label not in [kept_label for _, kept_label, _ in kept]:
-            first = f"; {len(skipped)} files cannot be read. {skipped[0][1]}" if skipped else "."
-            raise InputError(f"The folder '{root}' has no readable image in '{word}'; both classes are needed{first}")
+    skipped = [(name(file), reason) for file, _, _, reason in files if reason]
+    kept = [(file, label, digest) for file, label, digest, _ in files if digest]
+    need_both_classes(root, [label for _, label, _ in kept], skipped)
     paths, labels, digests = zip(*kept)
     skipped += [(name(copy), describe_copy(copy, set(digests))) for copy in copies]
     images = LazyImages(paths)
@@ -307,23 +343,27 @@ def need_groups(
     if fewest < parts:
         raise InputError(f"The rarer class has {fewest} groups of images, too few for {parts} {what}: use fewer {what} or more images.")
 
-# %% ../nbs/00_data.ipynb #9100fc1d
+# %% ../nbs/00_data.ipynb #04900635
+def chances(lacks, count, shares, bare, left):
+    "How likely each part gets a group: by what it lacks of the group's labels, and where one gets scarce, only parts without it."
+    weight = lacks.clip(0) @ count + 1e-9 * shares
+    scarce = (count > 0) & (left <= bare.sum(0)) & bare.any(0)
+    if scarce.any():
+        weight = np.where(bare[:, scarce].any(1), weight + 1e-9, 0)
+    return weight / weight.sum()
+
+# %% ../nbs/00_data.ipynb #4cf662c0
 def deal(
     counts: np.ndarray, # (groups, labels)
     shares: np.ndarray, # (parts,), sum 1
     generator: np.random.Generator,
 ) -> np.ndarray: # (groups,) int, the part of each group
     "Deal groups out, large ones first, each to a part drawn by what it lacks; no part with a share goes without a label."
-    lacks = np.outer(shares, counts.sum(0))
+    lacks, left = np.outer(shares, counts.sum(0)), (counts > 0).sum(0)
     bare = np.repeat(shares[:, None] > 0, counts.shape[1], axis=1)
-    left = (counts > 0).sum(0)
     part = np.zeros(len(counts), int)
     for group in sorted(generator.permutation(len(counts)), key=lambda group: -counts[group].sum()):
-        weight = lacks.clip(0) @ counts[group] + 1e-9 * shares
-        scarce = (counts[group] > 0) & (left <= bare.sum(0)) & bare.any(0)
-        if scarce.any():
-            weight = np.where(bare[:, scarce].any(1), weight + 1e-9, 0)
-        part[group] = generator.choice(len(shares), p=weight / weight.sum())
+        part[group] = generator.choice(len(shares), p=chances(lacks, counts[group], shares, bare, left))
         lacks[part[group]] -= counts[group]
         bare[part[group]] &= counts[group] == 0
         left -= counts[group] > 0

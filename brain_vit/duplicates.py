@@ -7,12 +7,13 @@ __all__ = ['thumbnail', 'Keypoints', 'find_keypoints', 'align', 'fit_affine', 'l
            'word_counts', 'choose_vocabulary', 'weigh', 'index_words', 'candidate_pairs', 'linked', 'same_picture',
            'twin_pairs', 'duplicate_groups', 'with_groups', 'group_sheet', 'shortened']
 
-# %% ../nbs/02_duplicates.ipynb #0b0f9b37
+# %% ../nbs/02_duplicates.ipynb #cb887ed9
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+# %% ../nbs/02_duplicates.ipynb #ad742b71
 import cv2
 import numpy as np
 
@@ -59,7 +60,15 @@ def find_keypoints(
     turns = np.array([point.size * np.exp(1j * np.radians(point.angle)) for point in points], complex)
     return Keypoints(positions, turns, descriptors.astype("uint8"))
 
-# %% ../nbs/02_duplicates.ipynb #c330b141
+# %% ../nbs/02_duplicates.ipynb #29efb3f3
+def mutual_matches(one, other):
+    "Indices of the details whose partners choose them in return, and of these partners."
+    similarity = one.unit() @ other.unit().T
+    partner = similarity.argmax(1)
+    mutual = np.flatnonzero((similarity.argmax(0)[partner] == np.arange(len(partner))) & (similarity.max(1) > 0.8))
+    return mutual, partner[mutual]
+
+# %% ../nbs/02_duplicates.ipynb #8e2db5ab
 def align(
     one: Keypoints, # of the image that stays
     other: Keypoints, # of the image that is laid over it
@@ -68,14 +77,19 @@ def align(
     "Find the map under which most matched details coincide."
     if min(len(one.positions), len(other.positions)) < 8:
         return None, 0
-    similarity = one.unit() @ other.unit().T
-    partner = similarity.argmax(1)
-    mutual = np.flatnonzero((similarity.argmax(0)[partner] == np.arange(len(partner))) & (similarity.max(1) > 0.8))
+    mutual, partner = mutual_matches(one, other)
     if len(mutual) < 8:
         return None, 0
-    return fit_affine(one.positions[mutual], other.positions[partner[mutual]], one.turns[mutual] / other.turns[partner[mutual]], tolerance)
+    return fit_affine(one.positions[mutual], other.positions[partner], one.turns[mutual] / other.turns[partner], tolerance)
 
-# %% ../nbs/02_duplicates.ipynb #84a1b57e
+# %% ../nbs/02_duplicates.ipynb #bc542ee0
+def most_supported(target, source, turn, tolerance):
+    "Which matches agree with the proposal that most of them agree with."
+    proposed = turn[:, None] * (source[None] - source[:, None]) + target[:, None]
+    support = abs(proposed - target) < tolerance
+    return support[support.sum(1).argmax()]
+
+# %% ../nbs/02_duplicates.ipynb #d7da8bb7
 def fit_affine(
     target: np.ndarray, # (m,) complex positions
     source: np.ndarray, # (m,) complex positions matched with them
@@ -83,9 +97,7 @@ def fit_affine(
     tolerance: float, # pixels
 ) -> tuple: # (2, 3) affine map or None; number of supporters
     "Let every match propose a map, take the one with most supporters, refine it on them."
-    proposed = turn[:, None] * (source[None] - source[:, None]) + target[:, None]
-    support = abs(proposed - target) < 2 * tolerance
-    good = support[support.sum(1).argmax()]
+    good = most_supported(target, source, turn, 2 * tolerance)
     points = np.stack([source.real, source.imag, np.ones(len(source))], 1)
     for _ in range(4):
         if good.sum() < 6:
@@ -93,6 +105,12 @@ def fit_affine(
         affine = np.linalg.lstsq(points[good], np.stack([target.real, target.imag], 1)[good], rcond=None)[0]
         good = abs((points @ affine) @ [1, 1j] - target) < tolerance
     return affine.T, int(good.sum())
+
+# %% ../nbs/02_duplicates.ipynb #e57bf7ba
+def fine_structure(image):
+    "An image without its blurred copy."
+    image = image.astype("float32")
+    return image - cv2.GaussianBlur(image, (0, 0), 2.0)
 
 # %% ../nbs/02_duplicates.ipynb #94117ea8
 def local_correlation(
@@ -109,7 +127,13 @@ def local_correlation(
     covariance = mean(one * other) - mean_one * mean_other
     return covariance / np.sqrt((variances[0] + 1) * (variances[1] + 1)), [inside & (variance > 4) for variance in variances]
 
-# %% ../nbs/02_duplicates.ipynb #c15d83e2
+# %% ../nbs/02_duplicates.ipynb #8577a01a
+def overlap(one, other, affine):
+    "Which pixels of one are covered when other is laid over it, a little inside its border."
+    covered = cv2.warpAffine(np.ones(other.shape, "float32"), affine, one.shape[::-1])
+    return cv2.erode(covered, np.ones((5, 5))) > 0.99
+
+# %% ../nbs/02_duplicates.ipynb #e9995bd6
 def likeness(
     one: np.ndarray, # (height, width) uint8
     other: np.ndarray, # (height, width) uint8
@@ -117,13 +141,11 @@ def likeness(
 ) -> float: # -1..1: lower quartile of the local correlation; 0 where too little can be compared
     "How alike two aligned images are in their fine structure."
     one, other = thumbnail(one), thumbnail(other)
-    shape = one.shape[::-1]
-    inside = cv2.erode(cv2.warpAffine(np.ones(other.shape, "float32"), affine, shape), np.ones((5, 5))) > 0.99
+    inside = overlap(one, other, affine)
     if inside.sum() < 0.5 * min(one.size, other.size * abs(np.linalg.det(affine[:, :2]))):
         return 0.0
-    blur = lambda values, width: cv2.GaussianBlur(values, (0, 0), width)
-    fine = [image - blur(image, 2.0) for image in (one.astype("float32"), cv2.warpAffine(other, affine, shape).astype("float32"))]
-    correlation, textured = local_correlation(*fine, inside)
+    over = cv2.warpAffine(other, affine, one.shape[::-1])
+    correlation, textured = local_correlation(fine_structure(one), fine_structure(over), inside)
     both = textured[0] & textured[1]
     if both.sum() < max(0.02 * inside.sum(), 0.5 * min(textured[0].sum(), textured[1].sum())):
         return 0.0
@@ -185,7 +207,14 @@ def index_words(
     mirrored = word_counts([details.mirrored() for details in keypoints], vocabulary)
     return weigh(plain, rarity), weigh(mirrored, rarity)
 
-# %% ../nbs/02_duplicates.ipynb #f12b39a3
+# %% ../nbs/02_duplicates.ipynb #f6820d93
+def best_partners(shared, i, neighbours):
+    "The images that share most with image i; itself and those that share nothing are left out."
+    shared[i] = 0
+    best = np.argpartition(-shared, min(neighbours, len(shared)) - 1)[:neighbours]
+    return best[shared[best] > 0].tolist()
+
+# %% ../nbs/02_duplicates.ipynb #462de55e
 def candidate_pairs(
     plain, # sparse (n, words), from `index_words`
     mirrored, # sparse (n, words), likewise
@@ -198,9 +227,7 @@ def candidate_pairs(
         for start in range(0, plain.shape[0], chunk):
             shared = (plain[start : start + chunk] @ others.T).toarray()
             for i, row in enumerate(shared, start):
-                row[i] = 0
-                best = np.argpartition(-row, min(neighbours, len(row)) - 1)[:neighbours]
-                pairs.update((min(i, j), max(i, j), in_mirror) for j in best[row[best] > 0].tolist())
+                pairs.update((min(i, j), max(i, j), in_mirror) for j in best_partners(row, i, neighbours))
     return sorted(pairs)
 
 # %% ../nbs/02_duplicates.ipynb #3bba569d
@@ -228,7 +255,14 @@ def same_picture(
         return False
     return likeness(images[one], images[other], mirror_first(affine) if in_mirror else affine) >= 0.5
 
-# %% ../nbs/02_duplicates.ipynb #648c2c7c
+# %% ../nbs/02_duplicates.ipynb #0c97f329
+def propose(index, count, found):
+    "Candidate pairs among one image of each family found so far."
+    first = np.unique(linked(count, found), return_index=True)[1]
+    pairs = candidate_pairs(*(words[first] for words in index))
+    return [(int(first[i]), int(first[j]), mirror) for i, j, mirror in pairs]
+
+# %% ../nbs/02_duplicates.ipynb #a0827d60
 def twin_pairs(
     images, # sequence of (height, width) uint8, all different
     keypoints: list, # their Keypoints
@@ -238,23 +272,26 @@ def twin_pairs(
     if not any(len(details.positions) for details in keypoints):
         return []
     index, found, seen = index_words(keypoints), [], set()
-    confirm = lambda pair: same_picture(images, keypoints, *pair)
     while True:
-        first = np.unique(linked(len(images), found), return_index=True)[1]
-        proposed = [(int(first[i]), int(first[j]), mirror) for i, j, mirror in candidate_pairs(*(words[first] for words in index))]
-        fresh = [pair for pair in proposed if pair not in seen]
-        new = [pair[:2] for pair, twins in zip(fresh, pool.map(confirm, fresh)) if twins]
+        fresh = [pair for pair in propose(index, len(images), found) if pair not in seen]
+        confirmed = pool.map(lambda pair: same_picture(images, keypoints, *pair), fresh)
+        new = [pair[:2] for pair, twins in zip(fresh, confirmed) if twins]
         if not new:
             return found
         found, seen = found + new, seen.union(fresh)
 
-# %% ../nbs/02_duplicates.ipynb #ff535c70
+# %% ../nbs/02_duplicates.ipynb #187ee919
+def describe(image):
+    "A digest of the pixels, the same for equal images, and the details."
+    digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+    return digest, find_keypoints(image)
+
+# %% ../nbs/02_duplicates.ipynb #8a36c13e
 def duplicate_groups(
     images, # sequence of (height, width) uint8, read when needed
 ) -> np.ndarray: # (n,) int: equal numbers for images that show the same picture
     "Find twins: equal pixels, or another size, crop, contrast, compression, turn or mirroring of the same picture."
     from threadpoolctl import threadpool_limits
-    describe = lambda image: (hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest(), find_keypoints(image))
     with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
         digests, keypoints = zip(*pool.map(lambda index: describe(images[index]), range(len(images))))
         _, first, same = np.unique(digests, return_index=True, return_inverse=True)

@@ -84,7 +84,30 @@ LESIONS = {
     "schwannoma": LesionKind(place="angle", core=("solid", "cyst"), rim=(0.4, 1.5), lobes=(0.03, 0.15), oedema=(-0.5, 0.2), scale=0.6),
 }
 
-# %% ../nbs/01_lesion.ipynb #0be9fe8e
+# %% ../nbs/01_lesion.ipynb #8cb38dbd
+def at_site(scene, place, shift):
+    "A named place, shifted by some mm, or None where the picture does not show it."
+    x, y = (float(site + offset) for site, offset in zip(scene.sites[place], shift))
+    seen = (np.square(scene.x - x) + np.square(scene.y - y)).min() < 4 * scene.pixel**2
+    return (x, y) if seen else None
+
+# %% ../nbs/01_lesion.ipynb #4d46959f
+def allowed_depth(depth, place, radius):
+    "Whether a lesion may have its center that deep: cut by the surface, or well below it."
+    if place == "surface":
+        return np.abs(depth - 0.45 * radius) < max(2.5, 0.15 * radius)
+    return depth > max(3.5, 0.35 * radius)
+
+# %% ../nbs/01_lesion.ipynb #c0eab341
+def free_spot(scene, tries, place, radius):
+    "The first of the tried spots that is allowed, or else the deepest of them."
+    rows, columns = (tries * len(scene.depth)).astype(int).T
+    depth = scene.depth[rows, columns]
+    allowed = allowed_depth(depth, place, radius)
+    pick = np.argmax(allowed) if allowed.any() else np.argmax(depth)
+    return float(scene.x[rows[pick], columns[pick]]), float(scene.y[rows[pick], columns[pick]])
+
+# %% ../nbs/01_lesion.ipynb #c7d4b9a7
 def place_lesion(
     scene: Scene, # the head
     generator: np.random.Generator, # source of randomness
@@ -93,20 +116,18 @@ def place_lesion(
 ) -> tuple: # (x, y) in mm
     "Choose a center inside the visible brain."
     shift, tries = generator.uniform(-3, 3, 2), generator.uniform(0.06, 0.94, (200, 2))
-    if place in scene.sites:
-        x, y = (float(site + offset) for site, offset in zip(scene.sites[place], shift))
-        if (np.square(scene.x - x) + np.square(scene.y - y)).min() < 4 * scene.pixel**2:
-            return x, y
-    rows, columns = (tries * len(scene.depth)).astype(int).T
-    depth = scene.depth[rows, columns]
-    if place == "surface":
-        allowed = np.abs(depth - 0.45 * radius) < max(2.5, 0.15 * radius)
-    else:
-        allowed = depth > max(3.5, 0.35 * radius)
-    pick = np.argmax(allowed) if allowed.any() else np.argmax(depth)
-    return float(scene.x[rows[pick], columns[pick]]), float(scene.y[rows[pick], columns[pick]])
+    site = at_site(scene, place, shift) if place in scene.sites else None
+    return site or free_spot(scene, tries, place, radius)
 
-# %% ../nbs/01_lesion.ipynb #df6c8dbe
+# %% ../nbs/01_lesion.ipynb #79a4e105
+def stretched_disc(scene, generator, center, radius):
+    "Distance from a center in radii, growing slower in one direction than across it."
+    stretch, tilt = math.exp(generator.normal(0, 0.16)), generator.uniform(0, math.pi)
+    c, s = math.cos(tilt) / radius, math.sin(tilt) / radius
+    dx, dy = scene.x - np.float32(center[0]), scene.y - np.float32(center[1])
+    return cv2.magnitude((c * dx + s * dy) * stretch, (c * dy - s * dx) / stretch)
+
+# %% ../nbs/01_lesion.ipynb #23ba5d5c
 def lesion_field(
     scene: Scene, # the head
     generator: np.random.Generator, # source of randomness
@@ -116,10 +137,7 @@ def lesion_field(
 ) -> np.ndarray: # (s, s): 0 in the middle, 1 on the outline, more outside
     "A stretched disc whose outline is bent by noise of its own size."
     size = len(scene.x)
-    stretch, tilt = math.exp(generator.normal(0, 0.16)), generator.uniform(0, math.pi)
-    c, s = math.cos(tilt) / radius, math.sin(tilt) / radius
-    dx, dy = scene.x - np.float32(center[0]), scene.y - np.float32(center[1])
-    distance = cv2.magnitude((c * dx + s * dy) * stretch, (c * dy - s * dx) / stretch)
+    distance = stretched_disc(scene, generator, center, radius)
     cells = int(np.clip(round(size * scene.pixel / (0.9 * radius)), 3, size // 3))
     bent = smooth_noise(generator, size, cells)
     fine = smooth_noise(generator, size, min(2 * cells, size // 2))
@@ -153,17 +171,34 @@ def paint_oedema(image, scene, table, generator, shape, reach):
     spread *= np.clip(0.15 + scene.white, 0, 1) * (scene.depth > 4)
     return image + spread * (float(table[MATERIAL["oedema"]]) - image)
 
-# %% ../nbs/01_lesion.ipynb #5bc257dc
+# %% ../nbs/01_lesion.ipynb #70cbd04c
+def draw_gray(table, generator, names):
+    "The gray of one of the named materials; None where none is named."
+    return float(table[MATERIAL[names[generator.integers(len(names))]]]) if names else None
+
+# %% ../nbs/01_lesion.ipynb #f44a5434
+def stand_out(generator, gray, back, visible):
+    "Move a gray away from its background where the two are too much alike; brighter where darker would be black."
+    if abs(gray - back) >= visible:
+        return gray
+    step = visible * generator.uniform(1, 1.6)
+    return back - step if gray < back and back - step > 0.03 else back + step
+
+# %% ../nbs/01_lesion.ipynb #8dfcb586
 def lesion_grays(table, generator, kind, back, visible):
     "Gray of the outer part and of the core (None where there is none), at least `visible` away from the background's gray."
-    outer, core = (float(table[MATERIAL[names[generator.integers(len(names))]]]) if names else None for names in (kind.outer, kind.core))
-    outer *= generator.uniform(0.7, 1.05)
-    if abs(outer - back) < visible:
-        step = visible * generator.uniform(1, 1.6)
-        outer = back - step if outer < back and back - step > 0.03 else back + step
-    return outer, core
+    outer, core = (draw_gray(table, generator, names) for names in (kind.outer, kind.core))
+    return stand_out(generator, outer * generator.uniform(0.7, 1.05), back, visible), core
 
-# %% ../nbs/01_lesion.ipynb #3a631281
+# %% ../nbs/01_lesion.ipynb #2c3a8b03
+def core_share(generator, kind, shape, noise, radius):
+    "How much of each pixel is core and not rim, 0..1."
+    share = soft_step(shape + generator.uniform(*kind.rim) * (1 + 0.35 * noise), 1, 2.0 / radius)
+    if generator.random() < kind.patchy:
+        share = np.minimum(share + 0.4, soft_step(noise, generator.uniform(-0.3, 0.3), 0.5))
+    return share
+
+# %% ../nbs/01_lesion.ipynb #919df1da
 def lesion_inside(generator, kind, shape, scene, radius, outer, core):
     "The lesion's own picture: rim and core, or patches of both, with some mottle."
     size = len(shape)
@@ -171,12 +206,21 @@ def lesion_inside(generator, kind, shape, scene, radius, outer, core):
     value = outer + generator.uniform(*kind.texture) * noise[::-1]
     if core is None:
         return value
-    share = soft_step(shape + generator.uniform(*kind.rim) * (1 + 0.35 * noise), 1, 2.0 / radius)
-    if generator.random() < kind.patchy:
-        share = np.minimum(share + 0.4, soft_step(noise, generator.uniform(-0.3, 0.3), 0.5))
-    return value + share * (core - outer)
+    return value + core_share(generator, kind, shape, noise, radius) * (core - outer)
 
-# %% ../nbs/01_lesion.ipynb #316004a8
+# %% ../nbs/01_lesion.ipynb #78bc9e15
+def cover(scene, kind, shape, softness):
+    "How much of each pixel the lesion covers, 0..1."
+    inside = np.clip(scene.depth / 1.5 - 0.3, 0, 1) if kind.bounded else (scene.labels > 0).astype(np.float32)
+    return soft_step(shape, 1, softness) * inside
+
+# %% ../nbs/01_lesion.ipynb #0c4ea115
+def gray_around(image, scene, shape, mask):
+    "Mean gray of the ring around a lesion; a middle one where there is no such ring."
+    around = (shape < 1.35) & ~mask & (scene.depth > 0)
+    return float(image[around].mean()) if around.any() else 0.4
+
+# %% ../nbs/01_lesion.ipynb #70bacefb
 def paint_lesion(
     image: np.ndarray, # (s, s) float32, a finished slice
     scene: Scene, # what its pixels show
@@ -189,12 +233,10 @@ def paint_lesion(
 ) -> tuple: # the new image, and the mask (s, s) bool
     "Paint one lesion with its oedema."
     shape = lesion_field(scene, generator, center, radius, generator.uniform(*kind.lobes))
-    inside = np.clip(scene.depth / 1.5 - 0.3, 0, 1) if kind.bounded else (scene.labels > 0).astype(np.float32)
-    alpha = soft_step(shape, 1, generator.uniform(*kind.edge) / radius) * inside
+    alpha = cover(scene, kind, shape, generator.uniform(*kind.edge) / radius)
     mask = alpha > 0.5
-    around = (shape < 1.35) & ~mask & (scene.depth > 0)
     image = paint_oedema(image, scene, table, generator, shape, generator.uniform(*kind.oedema))
-    outer, core = lesion_grays(table, generator, kind, float(image[around].mean()) if around.any() else 0.4, visible)
+    outer, core = lesion_grays(table, generator, kind, gray_around(image, scene, shape, mask), visible)
     value = lesion_inside(generator, kind, shape, scene, radius, outer, core)
     return image + alpha * (np.clip(value, 0, 1.1) - image), mask
 
@@ -209,12 +251,17 @@ def paint_hyperintensities(image, scene, table, generator):
     alpha = np.clip((field + generator.uniform(0, 5) * caps - level) * 2, 0, 1) * scene.white * (scene.depth > 8)
     return image + alpha * (float(table[MATERIAL["gliosis"]]) - image)
 
-# %% ../nbs/01_lesion.ipynb #23139ebd
+# %% ../nbs/01_lesion.ipynb #fcf1889e
+def away_from(scene, angle):
+    "By how many radians the direction of each pixel differs from an angle."
+    turn = np.arctan2(scene.y, scene.x) - angle
+    return np.abs((turn + np.float32(math.pi)) % np.float32(2 * math.pi) - np.float32(math.pi))
+
+# %% ../nbs/01_lesion.ipynb #a973dace
 def paint_infarct(image, scene, table, generator):
     "A wedge with its base on the surface."
     angle, width = generator.uniform(0, 2 * math.pi), generator.uniform(0.12, 0.4)
-    turn = np.arctan2(scene.y, scene.x) - angle
-    turn = np.abs((turn + np.float32(math.pi)) % np.float32(2 * math.pi) - np.float32(math.pi)) + 0.05 * smooth_noise(generator, len(image), 12)
+    turn = away_from(scene, angle) + 0.05 * smooth_noise(generator, len(image), 12)
     edge = turn + scene.depth * (width / generator.uniform(14, 40))
     alpha = soft_step(edge, width, 0.06) * (scene.depth > 0) * generator.uniform(0.5, 1)
     return image + alpha * (float(table[MATERIAL["infarct"]]) - image)

@@ -8,36 +8,53 @@ __all__ = ['METADATA', 'head_depth', 'tissue_grays', 'gray_word', 'has_frame', '
            'bootstrap_interval', 'describe_all', 'count_files', 'count_twins', 'probe_metadata', 'audit', 'audit_table',
            'file_lines', 'shortcut_lines', 'audit_figures', 'spread', 'draw_class', 'write_audit', 'grouped_by']
 
-# %% ../nbs/02_review.ipynb #627d22f0
+# %% ../nbs/02_review.ipynb #316ad035
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+# %% ../nbs/02_review.ipynb #b068a3d8
 import cv2
 import numpy as np
 from PIL import Image
 
 from ._base import InputError, mix_seed, new_folder, write_json, write_text
-from .data import ImageSet, LazyImages, load_folder
+from .data import ImageSet, LazyImages, grouped_folds, load_folder
 from .duplicates import group_sheet, thumbnail, with_groups
 
-# %% ../nbs/02_review.ipynb #cc58337e
-def head_depth(
-    image: np.ndarray, # (height, width) uint8
-) -> np.ndarray: # (height, width) float32: 0 outside the head, 1 at its deepest point
-    "How deep each pixel lies below the edge of the head."
-    border = np.concatenate([image[:2].ravel(), image[-2:].ravel(), image[:, :2].ravel(), image[:, -2:].ravel()])
-    contrast = cv2.GaussianBlur(cv2.absdiff(image, np.full_like(image, np.median(border))), (0, 0), 2)
+# %% ../nbs/02_review.ipynb #465f59ea
+def border_pixels(image, width):
+    "The outermost pixels of all four sides."
+    return np.concatenate([image[:width].ravel(), image[-width:].ravel(), image[:, :width].ravel(), image[:, -width:].ravel()])
+
+# %% ../nbs/02_review.ipynb #7aafb426
+def head_mask(image):
+    "The hull of the largest piece that differs from the border: 1 inside, 0 outside."
+    contrast = cv2.GaussianBlur(cv2.absdiff(image, np.full_like(image, np.median(border_pixels(image, 2)))), (0, 0), 2)
     _, foreground = cv2.threshold(contrast, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     outlines, _ = cv2.findContours(cv2.max(foreground, (contrast > 40).astype("uint8") * 255), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     head = np.zeros_like(image)
     if outlines:
         cv2.drawContours(head, [cv2.convexHull(max(outlines, key=cv2.contourArea))], 0, 1, cv2.FILLED)
-    depth = cv2.distanceTransform(cv2.copyMakeBorder(head, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    return head
+
+# %% ../nbs/02_review.ipynb #90e7777b
+def head_depth(
+    image: np.ndarray, # (height, width) uint8
+) -> np.ndarray: # (height, width) float32: 0 outside the head, 1 at its deepest point
+    "How deep each pixel lies below the edge of the head."
+    depth = cv2.distanceTransform(cv2.copyMakeBorder(head_mask(image), 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 5)[1:-1, 1:-1]
     return depth / max(depth.max(), 1e-6)
 
-# %% ../nbs/02_review.ipynb #00483f68
+# %% ../nbs/02_review.ipynb #0850e3db
+def central_gray(center, lobes):
+    "Gray of what is darker or brighter than the lobes in the middle of the head; None where there is hardly any of it."
+    darker, brighter = center[center < lobes - 0.15], center[center > lobes + 0.25]
+    larger = max(darker, brighter, key=len)
+    return float(np.median(larger)) if len(larger) > 0.04 * len(center) else None
+
+# %% ../nbs/02_review.ipynb #12677c90
 def tissue_grays(
     image: np.ndarray, # (height, width) uint8
 ) -> dict: # name → gray in 0 (darkest of the image) .. 1 (brightest)
@@ -47,11 +64,7 @@ def tissue_grays(
     level = ((image - low) / max(high - low, 1)).clip(0, 1)
     regions = {"casing": depth == 0, "skull": (depth > 0.05) & (depth < 0.2), "lobes": (depth > 0.3) & (depth < 0.65)}
     grays = {name: float(np.median(level[region])) if region.any() else None for name, region in regions.items()}
-    center = level[depth > 0.6]
-    lobes = grays["lobes"] or 0.0
-    darker, brighter = center[center < lobes - 0.15], center[center > lobes + 0.25]
-    larger = max(darker, brighter, key=len)
-    grays["central lobes"] = float(np.median(larger)) if len(larger) > 0.04 * len(center) else None
+    grays["central lobes"] = central_gray(level[depth > 0.6], grays["lobes"] or 0.0)
     return grays
 
 # %% ../nbs/02_review.ipynb #619ac76b
@@ -94,12 +107,12 @@ def describe_file(
         facts = {"format": image.format, "mode": image.mode, "width": image.width, "height": image.height}
         return facts | {"bytes": path.stat().st_size, "exif": bool(image.getexif())}
 
-# %% ../nbs/02_review.ipynb #7663e828
+# %% ../nbs/02_review.ipynb #565aaeb4
 def describe_border(
     image: np.ndarray, # (height, width) uint8
 ) -> dict: # mean and spread of its gray levels
     "What the outermost three pixels look like."
-    border = np.concatenate([image[:3].ravel(), image[-3:].ravel(), image[:, :3].ravel(), image[:, -3:].ravel()])
+    border = border_pixels(image, 3)
     return {"border mean": float(border.mean()), "border spread": float(border.std())}
 
 # %% ../nbs/02_review.ipynb #35c3a4ca
@@ -141,7 +154,25 @@ def random_forest(
 
     return OrderedForest(100, min_samples_leaf=2, random_state=seed)
 
-# %% ../nbs/02_review.ipynb #34613d08
+# %% ../nbs/02_review.ipynb #f6352ce6
+def as_table(features):
+    "One row per image, one column per feature; categories numbered."
+    columns = [np.asarray(values) for values in features.values()]
+    columns = [np.unique(values, return_inverse=True)[1] if values.dtype.kind in "US" else values.astype(float) for values in columns]
+    return np.stack(columns, axis=1)
+
+# %% ../nbs/02_review.ipynb #e5be0c36
+def score_folds(table, labels, folds, num_folds, seed):
+    "Which labels a forest gets right, and which the most frequent class does, each fitted on the other folds."
+    right, guessed = np.zeros(len(labels)), np.zeros(len(labels))
+    for fold in range(num_folds):
+        train, test = folds != fold, folds == fold
+        forest = random_forest(mix_seed(seed, 0, fold)).fit(table[train], labels[train])
+        right[test] = (forest.predict_proba(table[test])[:, 1] >= 0.5) == labels[test]
+        guessed[test] = labels[test] == (labels[train].mean() > 0.5)
+    return right, guessed
+
+# %% ../nbs/02_review.ipynb #f0766337
 def shortcut_probe(
     features: dict, # name → (n,) numbers, or categories as strings
     labels: np.ndarray, # (n,) 0 or 1
@@ -150,16 +181,8 @@ def shortcut_probe(
     num_folds: int = 5,
 ) -> dict: # accuracy, its 95% interval, and what guessing the most frequent class gives
     "How well metadata alone predicts the label, on groups that were not used for fitting."
-    from brain_vit.data import grouped_folds
-    columns = [np.asarray(values) for values in features.values()]
-    columns = [np.unique(values, return_inverse=True)[1] if values.dtype.kind in "US" else values.astype(float) for values in columns]
-    table, folds = np.stack(columns, axis=1), grouped_folds(labels, groups, num_folds, mix_seed(seed, 0))
-    right, guessed = np.zeros(len(labels)), np.zeros(len(labels))
-    for fold in range(num_folds):
-        train, test = folds != fold, folds == fold
-        forest = random_forest(mix_seed(seed, 0, fold)).fit(table[train], labels[train])
-        right[test] = (forest.predict_proba(table[test])[:, 1] >= 0.5) == labels[test]
-        guessed[test] = labels[test] == (labels[train].mean() > 0.5)
+    table, folds = as_table(features), grouped_folds(labels, groups, num_folds, mix_seed(seed, 0))
+    right, guessed = score_folds(table, labels, folds, num_folds, seed)
     low, high = bootstrap_interval(right, groups, seed)
     return {
         "accuracy": right.mean(), "low": low, "high": high, "most_frequent_class": guessed.mean(), "n": len(labels),
@@ -190,7 +213,13 @@ def describe_all(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(describe, range(len(image_set))))
 
-# %% ../nbs/02_review.ipynb #a65290cc
+# %% ../nbs/02_review.ipynb #9a034e21
+def suffix_fits(path, format):
+    "Whether a suffix belongs to a format; MPO files, several JPEG images in one, usually call themselves JPEG."
+    promised = Image.registered_extensions().get(Path(path).suffix.lower())
+    return promised in (format, "JPEG" if format == "MPO" else None)
+
+# %% ../nbs/02_review.ipynb #48598d76
 def count_files(
     image_set: ImageSet,
     facts: list, # from `describe_all`
@@ -198,9 +227,7 @@ def count_files(
     "What kinds of files there are, and which are not what their suffix says."
     if "format" not in facts[0]:
         return {}
-    known = Image.registered_extensions()
-    right = lambda path, fact: known.get(Path(path).suffix.lower()) in (fact["format"], "JPEG" if fact["format"] == "MPO" else None)
-    wrong = [path for path, fact in zip(image_set.paths, facts) if not right(path, fact)]
+    wrong = [path for path, fact in zip(image_set.paths, facts) if not suffix_fits(path, fact["format"])]
     exif = np.array([fact["exif"] for fact in facts])
     return {
         "formats": dict(Counter(fact["format"] for fact in facts)), "modes": dict(Counter(fact["mode"] for fact in facts)),
@@ -239,7 +266,26 @@ def probe_metadata(
     except InputError as error:
         return str(error)
 
-# %% ../nbs/02_review.ipynb #01c47944
+# %% ../nbs/02_review.ipynb #b8eca4f0
+def count_sizes(facts):
+    "The smallest, the median and the largest picture by area, and how many sizes there are."
+    sizes = sorted((fact["width"] * fact["height"], fact["width"], fact["height"]) for fact in facts)
+    places = {"smallest": 0, "median": len(sizes) // 2, "largest": -1}
+    return {"sizes": {name: list(sizes[place][1:]) for name, place in places.items()}, "different_sizes": len(set(sizes))}
+
+# %% ../nbs/02_review.ipynb #4390167f
+def count_prints(image_set, facts):
+    "Which images seem to have a frame, and which letters."
+    named = lambda chosen: [path for path, fact in zip(image_set.paths, facts) if chosen(fact)]
+    return {"frames": named(lambda fact: fact["frame"]), "letters": named(lambda fact: fact["letters"] >= 4)}
+
+# %% ../nbs/02_review.ipynb #960643ec
+def count_grays(facts):
+    "How often each region is dark, gray, bright or absent."
+    words = [{name: gray_word(gray) for name, gray in fact["gray"].items()} for fact in facts]
+    return {"grays": {name: dict(Counter(found[name] for found in words)) for name in words[0]}}
+
+# %% ../nbs/02_review.ipynb #c64c7567
 def audit(
     data: str | Path | ImageSet, # a folder with `yes/` and `no/`, or images whose groups are known
     seed: int = 0, # of the shortcut probe
@@ -249,41 +295,55 @@ def audit(
     exact = len(np.unique(image_set.groups))
     image_set = image_set if isinstance(data, ImageSet) else with_groups(image_set)
     facts = describe_all(image_set)
-    grays = [{name: gray_word(gray) for name, gray in fact["gray"].items()} for fact in facts]
-    sizes = sorted((fact["width"] * fact["height"], fact["width"], fact["height"]) for fact in facts)
-    named = lambda chosen: [path for path, fact in zip(image_set.paths, facts) if chosen(fact)]
     return {
         "name": image_set.name, "images": len(image_set),
         "classes": {"yes": int((image_set.labels == 1).sum()), "no": int((image_set.labels == 0).sum())},
         "skipped": [list(entry) for entry in image_set.skipped],
         "distinct_contents": exact, **count_twins(image_set), **count_files(image_set, facts),
-        "sizes": {name: list(sizes[place][1:]) for name, place in (("smallest", 0), ("median", len(sizes) // 2), ("largest", -1))},
-        "different_sizes": len(set(sizes)),
-        "frames": named(lambda fact: fact["frame"]), "letters": named(lambda fact: fact["letters"] >= 4),
-        "grays": {name: dict(Counter(found[name] for found in grays)) for name in grays[0]},
+        **count_sizes(facts), **count_prints(image_set, facts), **count_grays(facts),
         "shortcuts": probe_metadata(image_set, facts, seed),
     }
 
-# %% ../nbs/02_review.ipynb #c1eae127
+# %% ../nbs/02_review.ipynb #0dcb26db
+def counted_names(counts):
+    "Counts with their names, the largest first."
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+# %% ../nbs/02_review.ipynb #f726a8a5
+def first_names(names):
+    "How many names there are, and the first six of them."
+    return f"{len(names)}" + (f" ({', '.join(names[:6])}{', …' if len(names) > 6 else ''})" if names else "")
+
+# %% ../nbs/02_review.ipynb #54425429
+def twin_lines(report):
+    "What the table says about twins: (title, text)."
+    distinct = report["distinct_pictures"]
+    return [
+        ("distinct pictures", f"{distinct['all']} ({distinct['yes']} yes, {distinct['no']} no)"),
+        ("twins", f"{report['images_with_twins']} images in {len(report['duplicate_groups'])} groups"),
+        ("expected leak", f"{report['expected_leak']:.1%} of the test images of a random 80/10/10 split have a twin in training"),
+        ("label conflicts", first_names([" = ".join(paths) for paths in report["label_conflicts"]])),
+    ]
+
+# %% ../nbs/02_review.ipynb #36dc36b7
+def picture_lines(report):
+    "What the table says about sizes, prints and grays: (title, text)."
+    sizes = "{} × {} to {} × {}, {} different".format(*report["sizes"]["smallest"], *report["sizes"]["largest"], report["different_sizes"])
+    prints = [(f"{kind} suspected", first_names(report[kind])) for kind in ("frames", "letters")]
+    return [("sizes", sizes), *prints, *((name, counted_names(counts)) for name, counts in report["grays"].items())]
+
+# %% ../nbs/02_review.ipynb #ed9c748b
 def audit_table(
     report: dict, # from `audit`
 ) -> str: # lines of text
     "The report for people."
-    share = lambda counts: ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
-    some = lambda names: f"{len(names)}" + (f" ({', '.join(names[:6])}{', …' if len(names) > 6 else ''})" if names else "")
-    distinct = report["distinct_pictures"]
     lines = [
         ("images", f"{report['images']} ({report['classes']['yes']} yes, {report['classes']['no']} no)"),
-        ("skipped", some([path for path, _ in report["skipped"]])),
+        ("skipped", first_names([path for path, _ in report["skipped"]])),
         ("distinct files", f"{report['distinct_contents']}"),
-        ("distinct pictures", f"{distinct['all']} ({distinct['yes']} yes, {distinct['no']} no)"),
-        ("twins", f"{report['images_with_twins']} images in {len(report['duplicate_groups'])} groups"),
-        ("expected leak", f"{report['expected_leak']:.1%} of the test images of a random 80/10/10 split have a twin in training"),
-        ("label conflicts", some([" = ".join(paths) for paths in report["label_conflicts"]])),
-        *file_lines(report, share, some),
-        ("sizes", "{} × {} to {} × {}, {} different".format(*report["sizes"]["smallest"], *report["sizes"]["largest"], report["different_sizes"])),
-        ("frames suspected", some(report["frames"])), ("letters suspected", some(report["letters"])),
-        *((name, share(counts)) for name, counts in report["grays"].items()),
+        *twin_lines(report),
+        *file_lines(report, counted_names, first_names),
+        *picture_lines(report),
         *shortcut_lines(report["shortcuts"]),
     ]
     return f"{report['name']}\n" + "\n".join(f"  {title:<26}{text}" for title, text in lines)
@@ -316,24 +376,33 @@ def shortcut_lines(
     note = f"n = {probe['n']}, {probe['groups']} groups, {probe['protocol']}"
     return lines + [("most frequent class", f"{probe['most_frequent_class']:.1%}; {note}")]
 
-# %% ../nbs/02_review.ipynb #0fea4b00
+# %% ../nbs/02_review.ipynb #58abfd91
+def example_sheet(image_set):
+    "Up to 24 images of each class, with their sizes."
+    from brain_vit._base import show_images
+    chosen = [i for label in (1, 0) for i in spread(np.flatnonzero(image_set.labels == label), 24)]
+    titles = [f"{'yes' if image_set.labels[i] else 'no'} {image_set.images[i].shape[1]} × {image_set.images[i].shape[0]}" for i in chosen]
+    return show_images([thumbnail(image_set.images[i]) for i in chosen], titles, columns=8)
+
+# %% ../nbs/02_review.ipynb #fcf529f8
+def class_plots(image_set):
+    "Gray levels and sizes of both classes."
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(1, 2, figsize=(7, 2.8))
+    for label, color in ((1, "orange"), (0, "blue")):
+        draw_class(axes, image_set, label, color)
+    axes[0].legend()
+    return figure
+
+# %% ../nbs/02_review.ipynb #06a5c718
 def audit_figures(
     report: dict, # from `audit`
     image_set: ImageSet, # the images, with groups
 ) -> dict: # name → matplotlib figure
     "Contact sheets of twins, a mosaic of examples, gray levels and sizes per class."
-    import matplotlib.pyplot as plt
-    from brain_vit._base import show_images
     groups = len(report["duplicate_groups"])
     figures = {f"twins_{start // 24 + 1}": group_sheet(image_set, start) for start in range(0, min(groups, 240), 24)}
-    chosen = [i for label in (1, 0) for i in spread(np.flatnonzero(image_set.labels == label), 24)]
-    titles = [f"{'yes' if image_set.labels[i] else 'no'} {image_set.images[i].shape[1]} × {image_set.images[i].shape[0]}" for i in chosen]
-    figures["examples"] = show_images([thumbnail(image_set.images[i]) for i in chosen], titles, columns=8)
-    figures["grays"], axes = plt.subplots(1, 2, figsize=(7, 2.8))
-    for label, color in ((1, "orange"), (0, "blue")):
-        draw_class(axes, image_set, label, color)
-    axes[0].legend()
-    return figures
+    return figures | {"examples": example_sheet(image_set), "grays": class_plots(image_set)}
 
 # %% ../nbs/02_review.ipynb #105891cc
 def spread(
@@ -360,7 +429,15 @@ def draw_class(
     axes[0].set(xlabel="gray level (0 to 3 left out)", ylabel="share of pixels")
     axes[1].set(xlabel="width", ylabel="height")
 
-# %% ../nbs/02_review.ipynb #9b842aae
+# %% ../nbs/02_review.ipynb #7568985f
+def save_figures(folder, figures):
+    "One PNG file for each figure."
+    import matplotlib.pyplot as plt
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png")
+        plt.close(figure)
+
+# %% ../nbs/02_review.ipynb #259f4f8c
 def write_audit(
     report: dict, # from `audit`
     data: str | Path | ImageSet, # what was audited
@@ -368,14 +445,11 @@ def write_audit(
     overwrite: bool = False, # replace it when it exists
 ) -> Path: # the folder
     "Write `audit.json`, `audit.txt` and the pictures, all or nothing."
-    import matplotlib.pyplot as plt
     image_set = data if isinstance(data, ImageSet) else grouped_by(load_folder(data), report["duplicate_groups"])
     with new_folder(out, overwrite) as folder:
         write_json(folder / "audit.json", report)
         write_text(folder / "audit.txt", audit_table(report) + "\n")
-        for name, figure in audit_figures(report, image_set).items():
-            figure.savefig(folder / f"{name}.png")
-            plt.close(figure)
+        save_figures(folder, audit_figures(report, image_set))
     return Path(out)
 
 # %% ../nbs/02_review.ipynb #135c07f1
