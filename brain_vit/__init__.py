@@ -31,33 +31,43 @@ _PUBLIC |= {
     "vit": ["LECTURE", "PRESETS", "SMALL", "LesionPooling", "ViTConfig", "attention_maps", "attention_readout", "build_vit", "copy_weights", "predict_outputs"],
 }
 
-# %% ../nbs/17_package.ipynb #74e286b3
+# %% ../nbs/17_package.ipynb #dfe08d2e
 _PUBLIC |= {
     "training": ["SliceBatches", "TrainConfig", "compile_vit", "fit", "lesion_fraction", "lesion_loss", "plot_curves", "train_recipe"],
     "augment": ["Augmentation", "augment_batch", "enlarge"],
     "pretrain": ["PhantomBatches", "render_pool"],
+}
+
+# %% ../nbs/17_package.ipynb #f2e77d02
+_PUBLIC |= {
     "views": ["mean_heat", "mean_logits", "tumor_logits"],
     "accuracy": ["classification_metrics", "metrics_table", "wilson_interval"],
     "calibration": ["choose_threshold", "fit_temperature"],
     "baselines": ["METHODS", "Method", "make_method"],
     "crossvalidate": ["check_split"],
     "evaluate": [],
+}
+
+# %% ../nbs/17_package.ipynb #ca962f97
+_PUBLIC |= {
     "draw": ["overlay", "upsample_patches"],
     "heatmap": ["HEATMAPS", "attention_heat", "gradcam_heat", "lesion_heat", "occlusion_heat", "pointing_hits", "relevance_heat", "rollout_heat",
                 "shifted_lesion_heat", "show_heads"],
     "faithfulness": ["faithfulness_table", "score_folder"],
 }
 
-# %% ../nbs/17_package.ipynb #b8a4e4ac
+# %% ../nbs/17_package.ipynb #cc603019
 _PUBLIC |= {
     "onnx_model": ["OnnxModel"],
     "predict": ["Failure", "OnnxPredictor", "Prediction", "Predictor", "load_predictor"],
     "export": ["export_onnx"],
     "run": ["pretrain_run", "train_run"],
 }
+
+# %% ../nbs/17_package.ipynb #2ab1e379
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
-# %% ../nbs/17_package.ipynb #76568de1
+# %% ../nbs/17_package.ipynb #3db6d42d
 def __getattr__(name):
     "Import a public name, or a module, when it is first used."
     if name in _MODULE_OF:
@@ -66,6 +76,6 @@ def __getattr__(name):
         return importlib.import_module(f"brain_vit.{name}")
     raise AttributeError(f"module 'brain_vit' has no attribute {name!r}")
 
-
+# %% ../nbs/17_package.ipynb #28076b27
 def __dir__():
     return sorted([*globals(), *_MODULE_OF, *_PUBLIC])

@@ -44,7 +44,7 @@ def smooth_noise(
         coarse = cv2.resize(coarse, (5 * cells, 5 * cells), interpolation=cv2.INTER_CUBIC)
     return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_LINEAR)
 
-# %% ../nbs/01_anatomy.ipynb #95adc581
+# %% ../nbs/01_anatomy.ipynb #47cca569
 @functools.lru_cache(maxsize=None)
 def spline_weights(
     count: int, # number of control points
@@ -53,17 +53,27 @@ def spline_weights(
     slope: bool = False, # weights of the curve's direction instead of its points
 ) -> np.ndarray: # (number of drawn points, count)
     "Weights which turn control points into a smooth curve through them (Catmull and Rom, 1974)."
+    segment, t = spline_places(count, samples, closed)
+    basis = spline_terms(t, slope)
+    weights = np.zeros((len(t), count))
+    for column, offset in enumerate((-1, 0, 1, 2)):
+        point = (segment + offset) % count if closed else np.clip(segment + offset, 0, count - 1)
+        np.add.at(weights, (np.arange(len(t)), point), basis[:, column])
+    return weights
+
+# %% ../nbs/01_anatomy.ipynb #08ba9f47
+def spline_places(count, samples, closed):
+    "For each drawn point its segment, and the place in it, 0..1."
     segments = count if closed else count - 1
     at = np.arange(segments * samples + (not closed)) / samples
     segment = np.minimum(at.astype(int), segments - 1)
-    t = at - segment
+    return segment, at - segment
+
+# %% ../nbs/01_anatomy.ipynb #94d88d4b
+def spline_terms(t, slope):
+    "Weights of the four nearest control points at places `t` of a segment."
     powers = [0 * t, 1 + 0 * t, 2 * t, 3 * t**2] if slope else [1 + 0 * t, t, t**2, t**3]
-    basis = np.stack(powers, 1) @ np.array([[0, 2, 0, 0], [-1, 0, 1, 0], [2, -5, 4, -1], [-1, 3, -3, 1]]) / 2
-    weights = np.zeros((len(at), count))
-    for column, offset in enumerate((-1, 0, 1, 2)):
-        point = (segment + offset) % count if closed else np.clip(segment + offset, 0, count - 1)
-        np.add.at(weights, (np.arange(len(at)), point), basis[:, column])
-    return weights
+    return np.stack(powers, 1) @ np.array([[0, 2, 0, 0], [-1, 0, 1, 0], [2, -5, 4, -1], [-1, 3, -3, 1]]) / 2
 
 # %% ../nbs/01_anatomy.ipynb #24f5a561
 def closed_curve(
@@ -346,7 +356,15 @@ def pial_distance(generator, radius, size, box, reach, tangle, fissure):
         pial = np.minimum(pial, np.abs(x) + apart - 0.2)
     return pial, depth, mood
 
-# %% ../nbs/01_anatomy.ipynb #f8024131
+# %% ../nbs/01_anatomy.ipynb #0d56b28f
+def cortex_tissues(generator, pial, mood, atrophy):
+    "Fluid in the gap, a ribbon of gray matter around it, white matter beyond."
+    gap = 0.2 + 1.5 * atrophy * generator.uniform(0.4, 1)
+    matter = np.where(pial > gap + generator.uniform(2.0, 3.2), np.uint8(TISSUE["white"]), np.uint8(TISSUE["gray"]))
+    np.copyto(matter, TISSUE["csf"], where=pial + (0.5 * gap + 0.25) * mood[::-1] < gap)
+    return matter
+
+# %% ../nbs/01_anatomy.ipynb #23324f26
 def paint_cortex(
     tissues: TissueMap, # painted in place
     radius: np.ndarray, # the brain's outline
@@ -359,9 +377,7 @@ def paint_cortex(
     generator, size = tissues.generator, len(tissues.labels)
     box = brain_box(radius, size)
     pial, depth, mood = pial_distance(generator, radius, size, box, reach, tangle, fissure)
-    gap = 0.2 + 1.5 * atrophy * generator.uniform(0.4, 1)
-    matter = np.where(pial > gap + generator.uniform(2.0, 3.2), np.uint8(TISSUE["white"]), np.uint8(TISSUE["gray"]))
-    np.copyto(matter, TISSUE["csf"], where=pial + (0.5 * gap + 0.25) * mood[::-1] < gap)
+    matter = cortex_tissues(generator, pial, mood, atrophy)
     np.copyto(tissues.labels[double(box)], matter, where=depth > 0)
 
 # %% ../nbs/01_anatomy.ipynb #dba2dfe9
@@ -441,7 +457,7 @@ def paint_cells(
         tissues.lump(materials[2], spot, inner + 0.5, wobble=0.1)
         tissues.lump(filling, spot, np.maximum(inner - 0.7, 0.5), wobble=0.1)
 
-# %% ../nbs/01_anatomy.ipynb #27b01bf9
+# %% ../nbs/01_anatomy.ipynb #c33ded34
 def paint_cerebellum(
     tissues: TissueMap, # painted in place
     points: list, # outline control points; with mirror: of the right half, from top to bottom
@@ -450,19 +466,27 @@ def paint_cerebellum(
     atrophy: float = 0.0, # widens the clefts
 ):
     "The cerebellum: fine parallel leaves around a branching core of white matter."
-    before = tissues.labels.copy()
-    tissues.shape("cerebellum", points, mirror)
-    generator, size = tissues.generator, len(before)
-    rows, columns = np.nonzero((tissues.labels != before).any(1))[0], np.nonzero((tissues.labels != before).any(0))[0]
-    part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    part = paint_outline(tissues, points, mirror)
     painted = tissues.labels[part] == TISSUE["cerebellum"]
-    x, y = (grid[part] for grid in polar_grid(size)[:2])
-    noise = cv2.resize(generator.standard_normal((9, 9), dtype=np.float32), x.shape[::-1], interpolation=cv2.INTER_CUBIC)
-    reach = np.hypot(x - heart[0], 1.3 * (y - heart[1])) + 2.5 * noise
-    leaf = np.abs((reach / np.float32(generator.uniform(4, 6))) % 1 - 0.5)
+    leaf, noise = leaves(tissues.generator, *(grid[part] for grid in polar_grid(len(tissues.labels))[:2]), heart)
     inner = cv2.erode(painted.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=max(1, round(7 * tissues.scale))) > 0
     tissues.labels[part][painted & (leaf < 0.07 + 0.1 * atrophy) & ~inner] = TISSUE["csf"]
     tissues.labels[part][inner & (leaf > 0.2) & (noise > -0.6)] = TISSUE["white"]
+
+# %% ../nbs/01_anatomy.ipynb #4194b3d0
+def paint_outline(tissues, points, mirror):
+    "Paint the cerebellum without its leaves: rows and columns that hold it."
+    before = tissues.labels.copy()
+    tissues.shape("cerebellum", points, mirror)
+    rows, columns = (np.nonzero((tissues.labels != before).any(axis))[0] for axis in (1, 0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+# %% ../nbs/01_anatomy.ipynb #3ab08c76
+def leaves(generator, x, y, heart):
+    "How far each pixel is from the cleft between two leaves, 0..0.5, and the noise that bends them."
+    noise = cv2.resize(generator.standard_normal((9, 9), dtype=np.float32), x.shape[::-1], interpolation=cv2.INTER_CUBIC)
+    reach = np.hypot(x - heart[0], 1.3 * (y - heart[1])) + 2.5 * noise
+    return np.abs((reach / np.float32(generator.uniform(4, 6))) % 1 - 0.5), noise
 
 # %% ../nbs/01_anatomy.ipynb #9df82eb2
 INTRACRANIAL = np.isin(np.resize(TISSUES, 256), ["dura", "csf", "gray", "white", "nucleus", "thalamus", "ventricle", "choroid", "vessel", "cerebellum", "stem",

@@ -18,41 +18,52 @@ from ._base import InputError
 from .data import read_image
 from .review import describe_border, describe_file, metadata_columns, random_forest
 
-# %% ../nbs/12_baselines.ipynb #d2affbad
+# %% ../nbs/12_baselines.ipynb #d29be840
 def cell_histograms(
     images: np.ndarray, # (n, image_size, image_size, 1) in 0..1
     cell_size: int = 16, # pixels along each side of a cell
     num_directions: int = 9, # bins between 0 and 180 degrees
 ) -> np.ndarray: # (n, cells, cells, num_directions) float32
     "How much edge of which direction each cell holds; a direction between two bins is shared by them."
-    import cv2
     n, size = len(images), images.shape[1] // cell_size
-    down, right = (change.reshape(-1, images.shape[2]) for change in np.gradient(images[..., 0], axis=(1, 2)))
-    strength, angle = cv2.cartToPolar(right, down)
-    position = angle * np.float32(num_directions / np.pi)
+    strength, position = _edges(images, num_directions)
     lower = position.astype("int32")
     upper_share = strength * (position - lower.astype("float32"))
-    row = np.arange(images.shape[1], dtype="int32") // cell_size
-    cell = ((np.arange(n, dtype="int32")[:, None] * size + row).reshape(-1, 1) * size + row) * num_directions
+    cell = _cell_numbers(n, images.shape[1], cell_size) * num_directions
     cells = np.zeros(n * size * size * num_directions)
     for direction, weight in ((lower, strength - upper_share), (lower + 1, upper_share)):
         cells += np.bincount((cell + direction % num_directions).ravel(), weight.ravel(), minlength=len(cells))
     return cells.reshape(n, size, size, num_directions).astype("float32")
 
-# %% ../nbs/12_baselines.ipynb #738bca9a
+# %% ../nbs/12_baselines.ipynb #c70fa9a8
+def _edges(images, num_directions):
+    "Strength of the edge at each pixel, and its angle in bins; all images one above the other."
+    import cv2
+    down, right = (change.reshape(-1, images.shape[2]) for change in np.gradient(images[..., 0], axis=(1, 2)))
+    strength, angle = cv2.cartToPolar(right, down)
+    return strength, angle * np.float32(num_directions / np.pi)
+
+# %% ../nbs/12_baselines.ipynb #f04bc11c
+def _cell_numbers(number, image_size, cell_size):
+    "The number of each pixel's cell; all images one above the other."
+    row = np.arange(image_size, dtype="int32") // cell_size
+    return (np.arange(number, dtype="int32")[:, None] * (image_size // cell_size) + row).reshape(-1, 1) * (image_size // cell_size) + row
+
+# %% ../nbs/12_baselines.ipynb #ba9e5ed2
 def hog_features(
     images: np.ndarray, # (n, image_size, image_size, 1) in 0..1
     batch_size: int = 256, # images at a time, to bound memory
 ) -> np.ndarray: # (n, features) float32
     "HOG (Dalal and Triggs, 2005): cells normalised in overlapping blocks of 2 × 2, clipped at 0.2."
-    parts = []
-    for start in range(0, len(images), batch_size):
-        cells = cell_histograms(images[start:start + batch_size])
-        blocks = np.concatenate([cells[:, :-1, :-1], cells[:, :-1, 1:], cells[:, 1:, :-1], cells[:, 1:, 1:]], axis=-1)
-        for _ in range(2):
-            blocks = (blocks / (np.linalg.norm(blocks, axis=-1, keepdims=True) + 1e-3)).clip(max=0.2)
-        parts.append(blocks.reshape(len(blocks), -1))
-    return np.concatenate(parts)
+    return np.concatenate([_blocks(cell_histograms(images[start:start + batch_size])) for start in range(0, len(images), batch_size)])
+
+# %% ../nbs/12_baselines.ipynb #35e0d55d
+def _blocks(cells):
+    "Each cell with its three neighbours to the right and below, normalised together: (n, features)."
+    blocks = np.concatenate([cells[:, :-1, :-1], cells[:, :-1, 1:], cells[:, 1:, :-1], cells[:, 1:, 1:]], axis=-1)
+    for _ in range(2):
+        blocks = (blocks / (np.linalg.norm(blocks, axis=-1, keepdims=True) + 1e-3)).clip(max=0.2)
+    return blocks.reshape(len(blocks), -1)
 
 # %% ../nbs/12_baselines.ipynb #3cde93e7
 @dataclass
@@ -153,7 +164,7 @@ def file_features(
     facts = [describe_file(Path(file)) | describe_border(read_image(file)) for file in part.files]
     return np.stack([*metadata_columns(facts).values()], axis=1)
 
-# %% ../nbs/12_baselines.ipynb #1a141c75
+# %% ../nbs/12_baselines.ipynb #1d161f77
 def build_cnn(
     image_size: int = 128, # pixels along each side
     widths: tuple = (16, 32, 64, 128), # channels of each stage
@@ -163,11 +174,17 @@ def build_cnn(
     import keras
     image = values = keras.Input((image_size, image_size, 1), name="image")
     for stage, width in enumerate(widths):
-        values = keras.layers.Conv2D(width, 3, strides=1 if stage else 2, padding="same", use_bias=False)(values)
-        values = keras.layers.BatchNormalization(momentum=0.9)(values)
-        values = keras.layers.MaxPooling2D()(keras.layers.Activation("relu")(values))
+        values = _stage(values, width, strides=1 if stage else 2)
     pooled = keras.layers.Dropout(dropout)(keras.layers.GlobalAveragePooling2D()(values))
     return keras.Model(image, {"tumor": keras.layers.Dense(1, name="tumor", dtype="float32")(pooled)}, name="cnn")
+
+# %% ../nbs/12_baselines.ipynb #b8c72288
+def _stage(values, width, strides):
+    "Convolution, normalisation, half the size."
+    import keras
+    values = keras.layers.Conv2D(width, 3, strides=strides, padding="same", use_bias=False)(values)
+    values = keras.layers.BatchNormalization(momentum=0.9)(values)
+    return keras.layers.MaxPooling2D()(keras.layers.Activation("relu")(values))
 
 # %% ../nbs/12_baselines.ipynb #b50c19d6
 def network_batches(
@@ -183,7 +200,7 @@ def network_batches(
     return [SliceBatches(part.images, part.labels, part.masks, patch_size, training.batch_size, change, training.seed)
             for part, change in ((train, augment), (validation, None))]
 
-# %% ../nbs/12_baselines.ipynb #1330161b
+# %% ../nbs/12_baselines.ipynb #eda7957f
 def train_network(
     train: Part, # learned from
     validation: Part, # chooses the epoch
@@ -195,15 +212,10 @@ def train_network(
     explain: Callable | None = None, # (model, images) → heats (n, image_size, image_size) for the test images
 ) -> Outputs: # logits, and heats if asked for
     "Train a network with `fit` and let it answer."
-    import tempfile
-    from brain_vit.training import fit
-    from brain_vit.views import tumor_logits
     model, training = _fresh_network(train.images.shape[1], config, start, seed), replace(training, seed=seed)
     batches = network_batches(train, validation, training, config.patch_size if "lesion" in model.output else None)
-    with tempfile.TemporaryDirectory() as folder:
-        fit(model, *batches, training, folder, progress=False)
-    heats = None if explain is None else np.asarray(explain(model, test.images), "float32")
-    return Outputs(*(tumor_logits(model, part.images) for part in (validation, test)), heats)
+    _fit(model, batches, training)
+    return _answer(model, validation, test, explain)
 
 # %% ../nbs/12_baselines.ipynb #46833522
 def _fresh_network(image_size, config, start, seed):
@@ -215,13 +227,28 @@ def _fresh_network(image_size, config, start, seed):
     model = build_cnn(image_size) if config is None else build_vit(config)
     return model if start is None else copy_weights(model, start)
 
+# %% ../nbs/12_baselines.ipynb #ddc27113
+def _fit(model, batches, training):
+    "Train a model in place and keep no files."
+    import tempfile
+    from brain_vit.training import fit
+    with tempfile.TemporaryDirectory() as folder:
+        fit(model, *batches, training, folder, progress=False)
+
+# %% ../nbs/12_baselines.ipynb #1465ec7c
+def _answer(model, validation, test, explain):
+    "Logits for both parts, and heats for the test images if asked for."
+    from brain_vit.views import tumor_logits
+    heats = None if explain is None else np.asarray(explain(model, test.images), "float32")
+    return Outputs(*(tumor_logits(model, part.images) for part in (validation, test)), heats)
+
 # %% ../nbs/12_baselines.ipynb #fbe9fe96
 METHODS = {
     "majority": "most frequent class", "metadata": "file metadata only", "hog": "HOG + SVM", "cnn": "small CNN",
     "lecture_plain": "lecture, no augmentation", "lecture": "lecture", "small": "small",
 }
 
-# %% ../nbs/12_baselines.ipynb #d11c8474
+# %% ../nbs/12_baselines.ipynb #3ae4b20c
 def make_method(
     preset: str, # a key of `METHODS`
     epochs: int | None = None, # passes over the training images; None: as `training` says
@@ -235,24 +262,33 @@ def make_method(
     "A method of the table by its name."
     if preset not in METHODS:
         raise InputError(f"There is no method '{preset}': choose from {', '.join(METHODS)}.")
-    if preset == "majority":
-        return Method(METHODS[preset], guess_share, repeats=repeats)
-    if preset in _MACHINES:
-        return Method(METHODS[preset], train_on_features, _MACHINES[preset], needs_files=preset == "metadata", repeats=repeats)
+    if preset in ("majority", *_MACHINES):
+        return _without_network(preset, repeats)
     config, default = _network_recipe(preset, num_images, start is not None)
-    changes = {"epochs": epochs, "augment": False if preset == "lecture_plain" else augment}
-    training = replace(training or default, **{name: value for name, value in changes.items() if value is not None})
+    training = _changed(training or default, epochs=epochs, augment=False if preset == "lecture_plain" else augment)
     settings = {"training": training, "config": config, "start": start, "explain": explain}
     return Method(METHODS[preset] + ("" if start is None else ", pretrained"), train_network, settings, repeats=repeats,
                   image_size=128 if config is None else config.image_size)
 
-# %% ../nbs/12_baselines.ipynb #1707d896
+# %% ../nbs/12_baselines.ipynb #b927cc79
 _MACHINES = {"metadata": {"features": file_features, "machine": random_forest}, "hog": {"features": edge_features, "machine": support_vectors}}
 
+# %% ../nbs/12_baselines.ipynb #e0943da3
+def _without_network(preset, repeats):
+    "The guess, or one of the machines."
+    if preset == "majority":
+        return Method(METHODS[preset], guess_share, repeats=repeats)
+    return Method(METHODS[preset], train_on_features, _MACHINES[preset], needs_files=preset == "metadata", repeats=repeats)
 
+# %% ../nbs/12_baselines.ipynb #63b33e4e
 def _network_recipe(preset, num_images, pretrained):
     "`ViTConfig`, or None for the CNN, and `TrainConfig` of a network."
     from brain_vit.training import TrainConfig, train_recipe
     if preset == "cnn":
         return None, TrainConfig(learning_rate=3e-3, weight_decay=1e-3)
     return train_recipe(preset.removesuffix("_plain"), num_images, pretrained=pretrained)
+
+# %% ../nbs/12_baselines.ipynb #66ac257b
+def _changed(training, **choices):
+    "Settings with those choices that are not None."
+    return replace(training, **{name: value for name, value in choices.items() if value is not None})

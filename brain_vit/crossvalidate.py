@@ -6,7 +6,7 @@
 __all__ = ['Fold', 'make_folds', 'check_split', 'split_rows', 'run_fold', 'describe', 'part_digest', 'keras_backend', 'fold_key',
            'FoldStore', 'run_folds']
 
-# %% ../nbs/12_crossvalidate.ipynb #c514f93a
+# %% ../nbs/12_crossvalidate.ipynb #1a67ea77
 import hashlib
 import json
 import os
@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
+# %% ../nbs/12_crossvalidate.ipynb #27158991
 import numpy as np
 
 from . import __version__
@@ -65,7 +66,7 @@ def _inner_part(labels, groups, seed):
             return inner == number
     raise InputError("The folds leave a training or validation part with one label only: ask for fewer folds, or bring more images of the rarer label.")
 
-# %% ../nbs/12_crossvalidate.ipynb #130db3af
+# %% ../nbs/12_crossvalidate.ipynb #c1399464
 def check_split(
     rows, # path of a split.csv, or its rows as dictionaries with path, group and part (and repeat and fold, where there are several turns)
 ) -> dict: # group (after its turn, where there are several) → its part
@@ -74,13 +75,18 @@ def check_split(
         return check_split(read_csv(rows))
     found = {}
     for row in rows:
-        if not {"path", "group", "part"} <= set(row):
-            raise InputError("The split needs the columns path, group and part: take the split.csv of a run folder.")
-        key = "/".join(str(row[name]) for name in ("repeat", "fold", "group") if name in row)
+        key = _group_in_turn(row)
         part, path = found.setdefault(key, (row["part"], row["path"]))
         if part != row["part"]:
             raise InputError(f"The split leaks: group {row['group']} is in '{part}' ({path}) and in '{row['part']}' ({row['path']}): make the split by groups.")
     return {key: part for key, (part, _) in found.items()}
+
+# %% ../nbs/12_crossvalidate.ipynb #0651a6e5
+def _group_in_turn(row):
+    "The name of a row's group in its turn; a row that lacks a column is refused."
+    if not {"path", "group", "part"} <= set(row):
+        raise InputError("The split needs the columns path, group and part: take the split.csv of a run folder.")
+    return "/".join(str(row[name]) for name in ("repeat", "fold", "group") if name in row)
 
 # %% ../nbs/12_crossvalidate.ipynb #8490bf47
 def split_rows(
@@ -93,7 +99,7 @@ def split_rows(
     check_split(rows)
     return rows
 
-# %% ../nbs/12_crossvalidate.ipynb #0fd73155
+# %% ../nbs/12_crossvalidate.ipynb #833fe72d
 def run_fold(
     method: Method, # what to test
     part: Part, # all images
@@ -106,12 +112,17 @@ def run_fold(
     start = time.perf_counter()
     train, validation, test = (part.subset(indices) for indices in (fold.train, fold.validation, fold.test))
     outputs = method(train, validation, test, fold.seed)
-    temperature, threshold = calibrate(validation.labels, outputs.validation)
+    result = {"test": fold.test, **_decide(validation.labels, outputs), "seconds": np.float64(time.perf_counter() - start)}
+    return result if outputs.heats is None else {**result, "heats": outputs.heats.astype("float16")}
+
+# %% ../nbs/12_crossvalidate.ipynb #d6f4338a
+def _decide(labels, outputs):
+    "Probabilities and decisions for the test images, as the labels of the validation part suggest."
+    temperature, threshold = calibrate(labels, outputs.validation)
     logit = np.asarray(outputs.test, "float64")
     probability = sigmoid(logit / temperature)
-    result = {"test": fold.test, "logit": logit, "probability": probability, "decision": (probability >= threshold).astype(int),
-              "threshold": np.float64(threshold), "temperature": np.float64(temperature), "seconds": np.float64(time.perf_counter() - start)}
-    return result if outputs.heats is None else {**result, "heats": outputs.heats.astype("float16")}
+    return {"logit": logit, "probability": probability, "decision": (probability >= threshold).astype(int),
+            "threshold": np.float64(threshold), "temperature": np.float64(temperature)}
 
 # %% ../nbs/12_crossvalidate.ipynb #2e608e89
 def describe(
@@ -163,7 +174,7 @@ def fold_key(
         digest.update(b"|" + np.ascontiguousarray(indices, "int64").tobytes())
     return digest.hexdigest()[:24]
 
-# %% ../nbs/12_crossvalidate.ipynb #48c4eabc
+# %% ../nbs/12_crossvalidate.ipynb #03cf2457
 class FoldStore:
     "Finished turns in a folder, each written in one step."
 
@@ -175,23 +186,32 @@ class FoldStore:
 
     def load(self, key: str) -> dict | None:
         "The result of a turn, or None where there is none that can be read."
-        try:
-            with np.load(self.folder / f"{key}.npz", allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        except Exception:
-            return None
+        return _read_turn(self.folder, key)
 
     def save(self, key: str, result: dict):
         "Write the result of a turn."
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f"{key}.{os.getpid()}.writing"
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **result)
-        os.replace(temporary, self.folder / f"{key}.npz")
+        if self.folder is not None:
+            _write_turn(self.folder, key, result)
 
-# %% ../nbs/12_crossvalidate.ipynb #edf41189
+# %% ../nbs/12_crossvalidate.ipynb #87c36d20
+def _read_turn(folder, key):
+    "The arrays of a turn, or None."
+    try:
+        with np.load(folder / f"{key}.npz", allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception:
+        return None
+
+# %% ../nbs/12_crossvalidate.ipynb #b877dc29
+def _write_turn(folder, key, result):
+    "All arrays of a turn in one file, complete or not there."
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{key}.{os.getpid()}.writing"
+    with open(temporary, "wb") as file:
+        np.savez_compressed(file, **result)
+    os.replace(temporary, folder / f"{key}.npz")
+
+# %% ../nbs/12_crossvalidate.ipynb #998d09d3
 def run_folds(
     tasks: list, # (method, part, fold)
     jobs: int = 1, # turns at a time; -1: one per core
@@ -199,18 +219,12 @@ def run_folds(
     progress: bool = True, # show a bar on stderr
 ) -> list: # one result per task, in order
     "Run all turns that are not in the store yet."
-    from joblib import delayed, effective_n_jobs
-    from tqdm import tqdm
     keys = _keys(tasks)
     results = [store.load(key) for key in keys]
     open_tasks = [index for index, result in enumerate(results) if result is None]
-    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // effective_n_jobs(jobs))
-    with tqdm(total=len(tasks), initial=len(tasks) - len(open_tasks), unit="fold", disable=not progress, file=sys.stderr, dynamic_ncols=True) as bar:
-        for index, result in _parallel(jobs)(delayed(_numbered)(index, *tasks[index], threads) for index in open_tasks):
-            results[index] = result
-            store.save(keys[index], result)
-            bar.set_description(tasks[index][0].name)
-            bar.update()
+    for index, result in _counted(_answered(tasks, open_tasks, jobs), tasks, len(open_tasks), progress):
+        results[index] = result
+        store.save(keys[index], result)
     return results
 
 # %% ../nbs/12_crossvalidate.ipynb #919cea50
@@ -218,6 +232,13 @@ def _keys(tasks):
     "The name of each turn's result."
     contents = {id(part): part_digest(part) for part in {id(part): part for _, part, _ in tasks}.values()}
     return [fold_key(method, contents[id(part)], fold) for method, part, fold in tasks]
+
+# %% ../nbs/12_crossvalidate.ipynb #3184c06c
+def _answered(tasks, open_tasks, jobs):
+    "The results of some tasks with their numbers, as they come."
+    from joblib import delayed, effective_n_jobs
+    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // effective_n_jobs(jobs))
+    return _parallel(jobs)(delayed(_numbered)(index, *tasks[index], threads) for index in open_tasks)
 
 # %% ../nbs/12_crossvalidate.ipynb #82899018
 def _parallel(jobs):
@@ -232,3 +253,13 @@ def _parallel(jobs):
 # %% ../nbs/12_crossvalidate.ipynb #36d460d1
 def _numbered(index, method, part, fold, threads):
     return index, run_fold(method, part, fold, threads)
+
+# %% ../nbs/12_crossvalidate.ipynb #5aec135e
+def _counted(answers, tasks, number, progress):
+    "The same answers, `number` of them to come, with a bar on stderr."
+    from tqdm import tqdm
+    with tqdm(total=len(tasks), initial=len(tasks) - number, unit="fold", disable=not progress, file=sys.stderr, dynamic_ncols=True) as bar:
+        for index, result in answers:
+            yield index, result
+            bar.set_description(tasks[index][0].name)
+            bar.update()

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['pool_folds', 'accuracy_difference', 'write_report', 'summary', 'evaluate']
 
-# %% ../nbs/12_evaluate.ipynb #623cd96f
+# %% ../nbs/12_evaluate.ipynb #958fc25c
 import shutil
 from pathlib import Path
 
 import numpy as np
 
+# %% ../nbs/12_evaluate.ipynb #11d96dae
 from ._base import InputError, new_folder, refuse_existing, show_images, use_style, write_csv, write_json, write_text
 from .accuracy import classification_metrics, format_metric, group_weights, metrics_table, plot_confusion, plot_roc
 from .baselines import Part, make_method
@@ -19,7 +20,7 @@ from .crossvalidate import FoldStore, describe, make_folds, run_folds, split_row
 from .data import ImageSet
 from .preprocess import preprocess_all
 
-# %% ../nbs/12_evaluate.ipynb #68d4fb0e
+# %% ../nbs/12_evaluate.ipynb #2c18e87a
 def pool_folds(
     image_set: ImageSet, # labels, groups, paths
     plan: list, # the turns
@@ -29,18 +30,13 @@ def pool_folds(
 ) -> dict: # metrics, metrics_without_suspects, accuracy_at_half, folds, errors, repeats, seconds
     "Pool the answers of all turns of one method."
     answers = _answers(results)
-    halves = {**answers, "threshold": np.full(len(answers["test"]), 0.5)}
-    pooled = {"repeats": len({fold.repeat for fold in plan}), "metrics": _pooled_metrics(image_set, answers, seed),
-              "accuracy_at_half": _pooled_metrics(image_set, halves, seed)["accuracy"]}
-    if len(suspects):
-        trusted = ~np.isin(np.array(image_set.paths)[answers["test"]], list(suspects))
-        pooled["metrics_without_suspects"] = _pooled_metrics(image_set, {name: values[trusted] for name, values in answers.items()}, seed)
+    pooled = {"repeats": len({fold.repeat for fold in plan}), **_all_metrics(image_set, answers, suspects, seed)}
     pooled["seconds"] = float(sum(result["seconds"] for result in results))
     pooled["folds"] = [_fold_row(image_set.labels, fold, result) for fold, result in zip(plan, results)]
     pooled["errors"] = _errors(image_set, answers)
     return pooled
 
-# %% ../nbs/12_evaluate.ipynb #93cbe7d7
+# %% ../nbs/12_evaluate.ipynb #ac438542
 def _answers(results):
     "Columns test, probability, threshold, decision and turn, over all turns."
     test, probability = (np.concatenate([result[name] for result in results]) for name in ("test", "probability"))
@@ -48,12 +44,22 @@ def _answers(results):
     threshold = np.array([result["threshold"] for result in results])[turn]
     return {"test": test, "probability": probability, "threshold": threshold, "decision": probability >= threshold, "turn": turn}
 
-
+# %% ../nbs/12_evaluate.ipynb #bbcb099d
 def _pooled_metrics(image_set, answers, seed):
     "Metrics of some answers; n counts images."
     test = answers["test"]
     report = classification_metrics(image_set.labels[test], answers["probability"], image_set.groups[test], answers["threshold"], seed, models=answers["turn"])
     return {**report, "n": len(np.unique(test)), "num_predictions": len(test)}
+
+# %% ../nbs/12_evaluate.ipynb #59c50459
+def _all_metrics(image_set, answers, suspects, seed):
+    "Metrics, the accuracy at threshold 0.5 and, where images are suspect, metrics without them."
+    halves = {**answers, "threshold": np.full(len(answers["test"]), 0.5)}
+    found = {"metrics": _pooled_metrics(image_set, answers, seed), "accuracy_at_half": _pooled_metrics(image_set, halves, seed)["accuracy"]}
+    if len(suspects):
+        trusted = ~np.isin(np.array(image_set.paths)[answers["test"]], list(suspects))
+        found["metrics_without_suspects"] = _pooled_metrics(image_set, {name: values[trusted] for name, values in answers.items()}, seed)
+    return found
 
 # %% ../nbs/12_evaluate.ipynb #eba2a92e
 def _fold_row(labels, fold, result):
@@ -63,17 +69,22 @@ def _fold_row(labels, fold, result):
             **{name: metrics[name]["value"] for name in ("accuracy", "sensitivity", "specificity", "roc_auc", "brier_score")},
             **{name: float(result[name]) for name in ("temperature", "threshold", "seconds")}}
 
-# %% ../nbs/12_evaluate.ipynb #bd2f60ce
+# %% ../nbs/12_evaluate.ipynb #4b38e40d
 def _errors(image_set, answers):
     "Images that at least half of their turns got wrong, the most confident mistakes first."
-    test = answers["test"]
-    wrong, times, mean = (np.bincount(test, values, len(image_set)) for values in
-                          (answers["decision"] != image_set.labels[test], np.ones(len(test)), answers["probability"]))
-    mean = mean / times.clip(1)
+    wrong, times, mean = _tally(image_set, answers)
     chosen = np.flatnonzero((wrong > 0) & (2 * wrong >= times))
     chosen = chosen[np.argsort(-np.abs(mean - image_set.labels)[chosen], kind="stable")]
     return [{"path": image_set.paths[i], "label": int(image_set.labels[i]), "probability": round(float(mean[i]), 4),
              "wrong": int(wrong[i]), "of": int(times[i])} for i in chosen]
+
+# %% ../nbs/12_evaluate.ipynb #b081873c
+def _tally(image_set, answers):
+    "For each image the number of wrong answers, the number of answers, and the mean probability."
+    test = answers["test"]
+    columns = answers["decision"] != image_set.labels[test], np.ones(len(test)), answers["probability"]
+    wrong, times, total = (np.bincount(test, column, len(image_set)) for column in columns)
+    return wrong, times, total / times.clip(1)
 
 # %% ../nbs/12_evaluate.ipynb #7ef35b4e
 def accuracy_difference(
@@ -97,7 +108,7 @@ def _share_right(labels, results):
     right = answers["decision"] == labels[answers["test"]]
     return np.bincount(answers["test"], right, len(labels)) / np.bincount(answers["test"], minlength=len(labels)).clip(1)
 
-# %% ../nbs/12_evaluate.ipynb #a47f94d0
+# %% ../nbs/12_evaluate.ipynb #b7f6ff26
 def write_report(
     folder: Path, # an empty folder
     report: dict, # from `evaluate`
@@ -107,13 +118,18 @@ def write_report(
     "Write tables, figures and summary of an evaluation."
     write_json(folder / "metrics.json", report)
     write_text(folder / "README.md", summary(report))
+    _write_tables(folder, report, image_set, runs)
+    if runs:
+        _write_figures(folder, report, image_set, runs)
+
+# %% ../nbs/12_evaluate.ipynb #2dd4606e
+def _write_tables(folder, report, image_set, runs):
+    "One row per turn, per mistake, per answer, and per image of each turn of the plan."
     for table in ("folds", "errors"):
         write_csv(folder / f"{table}.csv", [{"method": name, **row} for name, method in report["methods"].items() for row in method[table]])
     write_csv(folder / "predictions.csv", [row for name, (plan, results, _) in runs.items() for row in _prediction_rows(name, image_set, plan, results)])
     longest = max((plan for plan, _, _ in runs.values()), key=len, default=[])
     write_csv(folder / "split.csv", [row for fold in longest for row in split_rows(image_set, fold)])
-    if runs:
-        _write_figures(folder, report, image_set, runs)
 
 # %% ../nbs/12_evaluate.ipynb #197ed901
 def _prediction_rows(name, image_set, plan, results):
@@ -132,12 +148,10 @@ def _write_figures(folder, report, image_set, runs):
             figure.savefig(folder / f"{_slug(name)}.png")
             plt.close(figure)
 
-# %% ../nbs/12_evaluate.ipynb #b8a1757f
+# %% ../nbs/12_evaluate.ipynb #6d376130
 def _compared(report, image_set, runs):
     "One ROC plot for all methods, a reliability diagram and a confusion matrix for each."
-    import matplotlib.pyplot as plt
-    width, row = 2.8 * len(runs), {"ncols": len(runs), "squeeze": False}
-    figures = {"roc": plt.subplots(figsize=(4, 4)), "reliability": plt.subplots(figsize=(width, 3), **row), "confusion": plt.subplots(figsize=(width, 2.8), **row)}
+    figures = _canvases(len(runs))
     for number, (name, (_, results, _)) in enumerate(runs.items()):
         answers = _answers(results)
         labels, probability = image_set.labels[answers["test"]], answers["probability"]
@@ -146,6 +160,13 @@ def _compared(report, image_set, runs):
         plot_confusion(report["methods"][name]["metrics"], figures["confusion"][1][0, number])
         figures["confusion"][1][0, number].set_title(name)
     return {name: figure for name, (figure, _) in figures.items()}
+
+# %% ../nbs/12_evaluate.ipynb #764d8bcb
+def _canvases(number):
+    "Empty figures for so many methods, and their axes."
+    import matplotlib.pyplot as plt
+    width, row = 2.8 * number, {"ncols": number, "squeeze": False}
+    return {"roc": plt.subplots(figsize=(4, 4)), "reliability": plt.subplots(figsize=(width, 3), **row), "confusion": plt.subplots(figsize=(width, 2.8), **row)}
 
 # %% ../nbs/12_evaluate.ipynb #150bad2c
 def _mistakes(report, image_set, runs):
@@ -189,7 +210,7 @@ def _notes(report):
     yield from (f"- {row['first']} minus {row['second']}: accuracy {format_metric(row['accuracy'])}" for row in report["differences"])
     yield from (f"- {name}: left out, {reason}" for name, reason in report["skipped"].items())
 
-# %% ../nbs/12_evaluate.ipynb #bcedf9a6
+# %% ../nbs/12_evaluate.ipynb #ed700024
 def evaluate(
     image_set: ImageSet, # what to test on; its groups are respected
     methods, # `Method`s, or keys of `METHODS`
@@ -213,10 +234,15 @@ def evaluate(
     runs = _run_methods(image_set, methods, plan, files, jobs, store, progress)
     report = _report(image_set, runs, methods, folds, repeats, seed, suspects, skipped)
     if out is not None:
-        with new_folder(out) as folder:
-            write_report(folder, report, image_set, runs)
-        shutil.rmtree(store.folder, ignore_errors=True)
+        _publish(out, report, image_set, runs, store)
     return report
+
+# %% ../nbs/12_evaluate.ipynb #080991d4
+def _publish(out, report, image_set, runs, store):
+    "Write the report in one step, then forget the turns it was made of."
+    with new_folder(out) as folder:
+        write_report(folder, report, image_set, runs)
+    shutil.rmtree(store.folder, ignore_errors=True)
 
 # %% ../nbs/12_evaluate.ipynb #69e5a70f
 def _open_store(out, resume):
@@ -243,31 +269,42 @@ def _check_request(image_set, methods, folds, repeats, suspects):
     if unknown:
         raise InputError(f"The suspect image '{unknown[0]}' is not in '{image_set.name}': give paths as in its list of files.")
 
-# %% ../nbs/12_evaluate.ipynb #2631a7f2
+# %% ../nbs/12_evaluate.ipynb #8d78c3f5
 def _run_methods(image_set, methods, plan, files, jobs, store, progress):
     "name → (plan, results, preprocessed images)"
-    parts, tasks = {}, []
-    for method in methods:
-        if method.image_size not in parts:
-            images, masks = preprocess_all(image_set, method.image_size)
-            parts[method.image_size] = Part(images, image_set.labels, masks, None if files is None else list(files))
-        tasks += [(method, parts[method.image_size], fold) for fold in plan if method.repeats is None or fold.repeat < method.repeats]
+    parts = _preprocessed(image_set, [method.image_size for method in methods], files)
+    tasks = [(method, parts[method.image_size], fold) for method in methods for fold in plan
+             if method.repeats is None or fold.repeat < method.repeats]
     results = run_folds(tasks, jobs, store, progress)
     pairs = {method.name: [(task[2], result) for task, result in zip(tasks, results) if task[0] is method] for method in methods}
     return {method.name: ([fold for fold, _ in pairs[method.name]], [result for _, result in pairs[method.name]], parts[method.image_size].images)
             for method in methods}
 
-# %% ../nbs/12_evaluate.ipynb #27031c73
+# %% ../nbs/12_evaluate.ipynb #13464433
+def _preprocessed(image_set, sizes, files):
+    "image size → the whole set at that size"
+    parts = {}
+    for size in dict.fromkeys(sizes):
+        images, masks = preprocess_all(image_set, size)
+        parts[size] = Part(images, image_set.labels, masks, None if files is None else list(files))
+    return parts
+
+# %% ../nbs/12_evaluate.ipynb #1897017e
 def _report(image_set, runs, methods, folds, repeats, seed, suspects, skipped):
     "Everything that is known in the end, ready for JSON."
     pooled = {method.name: {"settings": describe(method.settings), **pool_folds(image_set, *runs[method.name][:2], suspects, seed)} for method in methods}
     ranked = sorted(pooled, key=lambda name: -pooled[name]["metrics"]["accuracy"]["value"])
-    differences = [{"first": ranked[0], "second": name, "accuracy": accuracy_difference(
-        image_set.labels, image_set.groups, runs[ranked[0]][1], runs[name][1], seed)} for name in ranked[1:]]
     return {
         "data": {"name": image_set.name, "n": len(image_set), "num_groups": len(np.unique(image_set.groups)),
                  "positives": int(image_set.labels.sum()), "suspects": len(suspects)},
         "protocol": f"{repeats} × {folds} stratified folds by groups; epoch, temperature and threshold from an inner validation part; "
                     "predictions pooled, ranks compared within a fold; 95% intervals by groups.",
-        "folds": folds, "repeats": repeats, "seed": seed, "methods": pooled, "differences": differences, "skipped": skipped,
+        "folds": folds, "repeats": repeats, "seed": seed, "methods": pooled, "differences": _differences(image_set, runs, ranked, seed), "skipped": skipped,
     }
+
+# %% ../nbs/12_evaluate.ipynb #2fe5439d
+def _differences(image_set, runs, ranked, seed):
+    "By how much the best method is ahead of each of the others."
+    results = {name: runs[name][1] for name in ranked}
+    return [{"first": ranked[0], "second": name, "accuracy": accuracy_difference(
+        image_set.labels, image_set.groups, results[ranked[0]], results[name], seed)} for name in ranked[1:]]

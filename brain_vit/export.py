@@ -6,7 +6,7 @@
 __all__ = ['Graph', 'dense', 'layer_norm', 'patch_encoder', 'self_attention', 'feed_forward', 'transformer_block', 'pool_tokens',
            'config_of', 'pack', 'to_onnx', 'largest_difference', 'export_onnx']
 
-# %% ../nbs/15_export.ipynb #e0ce292d
+# %% ../nbs/15_export.ipynb #6c82cbbb
 import importlib.util
 import json
 from dataclasses import asdict
@@ -15,6 +15,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+# %% ../nbs/15_export.ipynb #a703fc36
 from ._base import InputError, whole_file
 from .draw import default_heatmap
 from .encoder import FeedForward, TransformerBlock
@@ -108,7 +109,7 @@ def _stage(graph, x, stage):
     kernel = np.reshape(stage.kernel, (-1, stage.filters))
     return dense(graph, graph.reshape(x, -1, len(kernel)), kernel, stage.bias)
 
-# %% ../nbs/15_export.ipynb #1ee899ae
+# %% ../nbs/15_export.ipynb #e28ec872
 def self_attention(
     graph: Graph, # receives the steps
     tokens: str, # (batch, num_tokens, d_model)
@@ -121,8 +122,7 @@ def self_attention(
     query = graph.add("Mul", query, np.float32(layer.key_dim ** -0.5))
     scores = graph.add("Softmax", graph.add("MatMul", query, key), axis=-1)
     gathered = graph.add("Transpose", graph.add("MatMul", scores, value), perm=[0, 2, 1, 3])
-    kernel = np.reshape(layer.output_dense.kernel, (layer.num_heads * layer.key_dim, -1))
-    return dense(graph, graph.reshape(gathered, -1, num_tokens, len(kernel)), kernel, layer.output_dense.bias), scores
+    return _join_heads(graph, gathered, layer, num_tokens), scores
 
 # %% ../nbs/15_export.ipynb #1dc219f4
 def _split_heads(graph, tokens, layer, part, num_tokens, perm):
@@ -130,6 +130,12 @@ def _split_heads(graph, tokens, layer, part, num_tokens, perm):
     heads, size = layer.num_heads, layer.key_dim
     x = dense(graph, tokens, np.reshape(part.kernel, (-1, heads * size)), np.reshape(part.bias, -1))
     return graph.add("Transpose", graph.reshape(x, -1, num_tokens, heads, size), perm=perm)
+
+# %% ../nbs/15_export.ipynb #fe4f93fa
+def _join_heads(graph, x, layer, num_tokens):
+    "(batch, num_tokens, num_heads, key_dim) → (batch, num_tokens, d_model)"
+    kernel = np.reshape(layer.output_dense.kernel, (layer.num_heads * layer.key_dim, -1))
+    return dense(graph, graph.reshape(x, -1, num_tokens, len(kernel)), kernel, layer.output_dense.bias)
 
 # %% ../nbs/15_export.ipynb #f806b398
 def feed_forward(
@@ -214,7 +220,7 @@ def _ends(config):
     outputs = [describe("tumor", 1), *lesion, describe("attention_scores", config.num_blocks, config.num_heads, n, n)]
     return [describe("image", config.image_size, config.image_size, 1)], outputs
 
-# %% ../nbs/15_export.ipynb #27b6dd43
+# %% ../nbs/15_export.ipynb #709ab608
 def to_onnx(
     model: keras.Model, # from `build_vit`
     metadata: dict | None = None, # name → text, kept in the file
@@ -230,7 +236,7 @@ def to_onnx(
     graph.add("Add", graph.add("MatMul", pooled, tumor.kernel), tumor.bias, name="tumor")
     return pack(graph, *_ends(config), metadata or {})
 
-
+# %% ../nbs/15_export.ipynb #48c07848
 def _all_blocks(graph, tokens, blocks, num_tokens):
     "The tokens after the last block; the scores of all become one output."
     all_scores = []
@@ -256,7 +262,7 @@ def largest_difference(
     results = dict(zip(names, session.run(names, {"image": images})))
     return max(float(np.abs(results[name] - wanted[name]).max()) for name in names)
 
-# %% ../nbs/15_export.ipynb #d6c387c7
+# %% ../nbs/15_export.ipynb #1f3a34ea
 def export_onnx(
     model: keras.Model, # from `build_vit`, trained
     path: str | Path, # the `.onnx` file to write
@@ -276,7 +282,11 @@ def export_onnx(
     settings = {"name": name, "temperature": repr(float(temperature)), "threshold": repr(float(threshold)), "sha256": sha256,
                 "heatmap": heatmap or default_heatmap(model.output),
                 "config": json.dumps(asdict(config)), "version": __version__}
-    proto = to_onnx(model, settings, config)
+    return _write_checked(model, to_onnx(model, settings, config), path)
+
+# %% ../nbs/15_export.ipynb #f3d39671
+def _write_checked(model, proto, path):
+    "Write the ONNX model if it gives Keras's results; returns the largest difference."
     difference = largest_difference(model, proto)
     if not difference < 1e-4:
         raise RuntimeError(f"the exported model differs from Keras's by {difference:.2g}")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PhantomSlice', 'Phantom', 'phantom_dataset', 'phantom_stream', 'write_phantoms']
 
-# %% ../nbs/01_phantom.ipynb #df7f79fb
+# %% ../nbs/01_phantom.ipynb #dc3a2ff2
 import bisect
 import collections
 import contextlib
@@ -14,6 +14,7 @@ import math
 import multiprocessing
 from dataclasses import dataclass
 
+# %% ../nbs/01_phantom.ipynb #4f8820db
 import cv2
 import numpy as np
 
@@ -279,26 +280,43 @@ def same_arithmetic():
 # %% ../nbs/01_phantom.ipynb #be69eb5b
 np.empty(2**24, np.uint8); # never filled, so it costs nothing
 
-# %% ../nbs/01_phantom.ipynb #baa06545
+# %% ../nbs/01_phantom.ipynb #fc472a00
+def draw_label(recipe, generator, lesion):
+    "Whether there is a lesion; `lesion` overrules the draw."
+    drawn = bool(generator.random() < recipe.lesion_probability)
+    return drawn if lesion is None else bool(lesion)
+
+# %% ../nbs/01_phantom.ipynb #9feb68fc
+def displace(x, y, scene, generator, name, spots):
+    "The places that are looked at, moved by the mass of all lesions."
+    for center, radius in spots:
+        dx, dy = push(scene, center, radius, generator.uniform(*LESIONS[name].mass))
+        x, y = x + dx, y + dy
+    return x, y
+
+# %% ../nbs/01_phantom.ipynb #2daa3f72
+def photograph(image, mask, recipe, generator, scene):
+    "The picture in its file, and what can be measured of the lesion in it."
+    head = scene.labels > 0
+    image = save(scan(image, recipe, generator), recipe, generator, ~head)
+    return image, describe(image, mask, head)
+
+# %% ../nbs/01_phantom.ipynb #1cb9e546
 @same_arithmetic()
 def render_slice(recipe, seed, index, lesion=None):
     "Draw one slice; see Phantom.render."
     of_lesion, of_rest = streams(seed, index)
-    drawn = bool(of_lesion.random() < recipe.lesion_probability)
-    label = drawn if lesion is None else bool(lesion)
+    label = draw_label(recipe, of_lesion, lesion)
     labels, sites, info = draw_tissues(recipe, of_rest)
     x, y = draw_view(recipe, of_rest, labels)
     scene = make_scene(labels, x, y, sites)
     sequence, table = draw_grays(recipe, of_rest)
     name, spots = plan_lesions(recipe, of_lesion, scene) if label else ("none", [])
-    for center, radius in spots:
-        dx, dy = push(scene, center, radius, of_lesion.uniform(*LESIONS[name].mass))
-        x, y = x + dx, y + dy
+    x, y = displace(x, y, scene, of_lesion, name, spots)
     image = paint_doubles(develop(labels, table, x, y), recipe, of_rest, scene, table)
     image, mask = paint_lesions(image, recipe, of_lesion, scene, table, name, spots)
-    head = scene.labels > 0
-    image = save(scan(image, recipe, of_rest), recipe, of_rest, ~head)
-    return PhantomSlice(image, mask, int(label), info | {"sequence": sequence, "kind": name} | describe(image, mask, head))
+    image, found = photograph(image, mask, recipe, of_rest, scene)
+    return PhantomSlice(image, mask, int(label), info | {"sequence": sequence, "kind": name} | found)
 
 # %% ../nbs/01_phantom.ipynb #be4ab108
 def phantom_dataset(
@@ -321,7 +339,7 @@ def render_batch(job):
     slices = [recipe.render(seed, index) for index in range(first, first + count)]
     return np.stack([s.image for s in slices]), np.array([s.label for s in slices]), np.stack([s.mask for s in slices])
 
-# %% ../nbs/01_phantom.ipynb #dd5c8837
+# %% ../nbs/01_phantom.ipynb #ba7316e6
 def phantom_stream(
     recipe: Phantom, # what to draw
     seed: int = 0, # which endless set
@@ -332,15 +350,18 @@ def phantom_stream(
 ): # generator of images (b, h, w) uint8, labels (b,), masks (b, h, w) bool
     "Endless batches that never repeat, the same whatever the number of workers. Close it when done."
     jobs = ((recipe, seed, first, batch_size) for first in itertools.count(start, batch_size))
-    if workers < 1:
-        yield from map(render_batch, jobs)
+    yield from map(render_batch, jobs) if workers < 1 else in_parallel(jobs, workers, ahead)
+
+# %% ../nbs/01_phantom.ipynb #998c5b04
+def in_parallel(jobs, workers, ahead):
+    "Batches of all jobs, in order, `ahead` of them in the making."
     with multiprocessing.get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         pending = collections.deque(pool.apply_async(render_batch, (next(jobs),)) for _ in range(ahead))
         while True:
             yield pending.popleft().get()
             pending.append(pool.apply_async(render_batch, (next(jobs),)))
 
-# %% ../nbs/01_phantom.ipynb #16260649
+# %% ../nbs/01_phantom.ipynb #77c003c2
 def write_phantoms(
     out, # folder to make
     count: int, # how many slices
@@ -348,17 +369,20 @@ def write_phantoms(
     recipe: Phantom = Phantom(), # what to draw
 ): # the folder
     "Write `yes/NAME.png`, `no/NAME.png`, `masks/NAME.png` and `labels.csv`, all or nothing."
-    from PIL import Image
     with new_folder(out) as folder:
         for name in ("yes", "no", "masks"):
             (folder / name).mkdir()
         lines = ["path,label,plane,level,sequence,kind,area"]
-        for index in range(count):
-            item, name = recipe.render(seed, index), f"{index:06d}.png"
-            path = f"{('no', 'yes')[item.label]}/{name}"
-            Image.fromarray(item.image).save(folder / path)
-            if item.label:
-                Image.fromarray(item.mask.astype("uint8") * 255).save(folder / "masks" / name)
-            lines.append(f"{path},{item.label}," + ",".join(str(item.info[key]) for key in ("plane", "level", "sequence", "kind")) + f",{item.info['area']:.4f}")
+        lines += [write_slice(folder, recipe.render(seed, index), f"{index:06d}.png") for index in range(count)]
         write_text(folder / "labels.csv", "\n".join(lines) + "\n")
     return out
+
+# %% ../nbs/01_phantom.ipynb #63169d7c
+def write_slice(folder, item, name):
+    "Write one slice, and its mask if it has a tumor; returns its line of the table."
+    from PIL import Image
+    path = f"{('no', 'yes')[item.label]}/{name}"
+    Image.fromarray(item.image).save(folder / path)
+    if item.label:
+        Image.fromarray(item.mask.astype("uint8") * 255).save(folder / "masks" / name)
+    return f"{path},{item.label}," + ",".join(str(item.info[key]) for key in ("plane", "level", "sequence", "kind")) + f",{item.info['area']:.4f}"

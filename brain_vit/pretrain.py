@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['HELD_OUT_SEED', 'render_pool', 'PhantomBatches', 'pretrain']
 
-# %% ../nbs/11a_pretrain.ipynb #78d9224a
+# %% ../nbs/11a_pretrain.ipynb #b329e493
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from joblib.externals.loky import ProcessPoolExecutor
 
+# %% ../nbs/11a_pretrain.ipynb #4a42c70d
 from .augment import augment_batch
 from .phantom import Phantom, phantom_dataset
 from .preprocess import preprocess_all
@@ -81,7 +83,7 @@ class PhantomBatches(SliceBatches):
         "Stop the second process."
         self.executor.shutdown(wait=True)
 
-# %% ../nbs/11a_pretrain.ipynb #75a7c28d
+# %% ../nbs/11a_pretrain.ipynb #dec8d38c
 def pretrain(
     model, # from `build_vit`, with lesion pooling or without
     model_config: ViTConfig, # its configuration
@@ -95,17 +97,29 @@ def pretrain(
     progress: bool = True, # show a bar
 ) -> list[dict]: # the history
     "Train on endless phantoms; the model ends with the running average of its weights."
-    images, labels, masks = render_pool(recipe, HELD_OUT_SEED, 0, held_out, model_config.image_size)
-    patch_size = model_config.patch_size if model_config.pool == "lesion" else None
-    validation = SliceBatches(images, labels, masks, patch_size)
-    train = PhantomBatches(recipe, model_config, pool_size, passes, train_config.batch_size, train_config.seed, easy_pools,
-                           num_pools=-(-train_config.epochs // passes))
-    train.patch_size = patch_size
-    try:
+    validation = _held_out(recipe, model_config, held_out)
+    with closing(_endless(recipe, model_config, train_config, pool_size, passes, easy_pools)) as train:
         return fit(model, train, validation, train_config, folder, progress, keep="last")
-    finally:
-        train.close()
+
+# %% ../nbs/11a_pretrain.ipynb #49673e53
+def _endless(recipe, model_config, train_config, pool_size, passes, easy_pools):
+    "Training batches for as many pools as the epochs need."
+    num_pools = -(-train_config.epochs // passes)
+    train = PhantomBatches(recipe, model_config, pool_size, passes, train_config.batch_size, train_config.seed, easy_pools, num_pools=num_pools)
+    train.patch_size = _lesion_patches(model_config)
+    return train
+
+# %% ../nbs/11a_pretrain.ipynb #5e4ddbdd
+def _lesion_patches(model_config):
+    "The patch size, for a model that scores patches."
+    return model_config.patch_size if model_config.pool == "lesion" else None
 
 # %% ../nbs/11a_pretrain.ipynb #c1353025
 # Phantoms of this seed are never trained on.
 HELD_OUT_SEED = 2**31 - 1
+
+# %% ../nbs/11a_pretrain.ipynb #8a846d50
+def _held_out(recipe, model_config, count):
+    "Batches of phantoms that are never trained on."
+    images, labels, masks = render_pool(recipe, HELD_OUT_SEED, 0, count, model_config.image_size)
+    return SliceBatches(images, labels, masks, _lesion_patches(model_config))

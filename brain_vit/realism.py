@@ -32,24 +32,29 @@ def probe(
     models = {"linear": make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)), "forest": RandomForestClassifier(60, random_state=0)}
     return {name: float(cross_val_score(model, features, labels, cv=5).mean()) for name, model in models.items()}
 
-# %% ../nbs/01_realism.ipynb #84d683c3
+# %% ../nbs/01_realism.ipynb #224083d4
 def crop_head(
     image: np.ndarray, # (height, width) uint8
     size: int = 128, # side of the result
 ) -> tuple: # (size, size) float32 0..1, height divided by width
     "The part of a picture that differs from its border, padded to a square."
-    image = image.astype(np.float32) / 255
-    border = np.median(np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]))
-    head = np.abs(image - border) > 0.12
-    rows, columns = (np.flatnonzero(head.mean(axis) > 0.03) for axis in (1, 0))
-    if len(rows) > 5 and len(columns) > 5:
-        image = image[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    image = trim(image.astype(np.float32) / 255)
     height, width = image.shape
     side = max(height, width)
     square = np.zeros((side, side), np.float32)
     top, left = (side - height) // 2, (side - width) // 2
     square[top:top + height, left:left + width] = image
     return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA), height / width
+
+# %% ../nbs/01_realism.ipynb #7123617d
+def trim(image):
+    "The part of a picture 0..1 that differs from its border."
+    border = np.median(np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]))
+    head = np.abs(image - border) > 0.12
+    rows, columns = (np.flatnonzero(head.mean(axis) > 0.03) for axis in (1, 0))
+    if len(rows) > 5 and len(columns) > 5:
+        return image[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    return image
 
 # %% ../nbs/01_realism.ipynb #5d280dd8
 NAMES = (*(f"gray {step / 10:.1f}" for step in range(10)), "mean", "spread", "soft edges", "hard edges", "rim mean", "aspect", *(f"power {k}" for k in range(9)))

@@ -7,28 +7,34 @@ __all__ = ['image_digest', 'write_split', 'refuse_seen', 'describe_run', 'judge'
            'save_model', 'prepare_folder', 'start_model', 'draw_heatmaps', 'explain_run', 'pretrain_run',
            'judge_pretrained']
 
-# %% ../nbs/15_run.ipynb #feed7b2b
+# %% ../nbs/15_run.ipynb #12a1add1
 import hashlib
 import json
 import platform
 import shutil
+
+# %% ../nbs/15_run.ipynb #5d853845
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/15_run.ipynb #3d16eed1
+# %% ../nbs/15_run.ipynb #6c444176
 from ._base import InputError, read_csv, sigmoid, write_csv, write_json, write_text
 from .accuracy import classification_metrics, metrics_table, wilson_interval
 from .baselines import Part, network_batches
 from .calibration import calibrate, fit_temperature
+
+# %% ../nbs/15_run.ipynb #000f7ff1
 from .data import ImageSet, grouped_split
 from .draw import default_heatmap, overlay
 from .heatmap import heatmap, pointing_hits
 from .predict import Predictor, locate_model
 from .phantom import Phantom, phantom_dataset
 from .preprocess import preprocess, preprocess_all
+
+# %% ../nbs/15_run.ipynb #725036cc
 from .pretrain import HELD_OUT_SEED, pretrain
 from .training import TrainConfig, fit, plot_curves
 from .views import tumor_logits
@@ -51,7 +57,7 @@ def write_split(
     rows = zip(image_set.paths, image_set.labels.tolist(), image_set.groups.tolist(), part, map(image_digest, image_set.images))
     write_csv(path, [dict(zip(("path", "label", "group", "part", "digest"), row)) for row in rows])
 
-# %% ../nbs/15_run.ipynb #635f69ce
+# %% ../nbs/15_run.ipynb #96fd42f1
 def refuse_seen(
     start: str | Path, # a run folder or its model file
     images, # test images, uint8 (height, width) each
@@ -60,14 +66,18 @@ def refuse_seen(
     tested = set(map(image_digest, images))
     while start not in (None, "scratch", "bundled"):
         file, settings = locate_model(start)
-        rows = file.with_name("split.csv")
-        if rows.exists():
-            known = {row["digest"] for row in read_csv(rows) if row["part"] != "test"}
-            if known & tested:
-                raise InputError(f"The weights '{start}' were trained on {len(known & tested)} of the test images: start from 'bundled' or 'scratch' instead.")
+        known = _trained_on(file.with_name("split.csv")) & tested
+        if known:
+            raise InputError(f"The weights '{start}' were trained on {len(known)} of the test images: start from 'bundled' or 'scratch' instead.")
         start = settings.get("start")
 
-# %% ../nbs/15_run.ipynb #0932ed71
+# %% ../nbs/15_run.ipynb #18889a79
+def _trained_on(split):
+    "The fingerprints in `split.csv` that are not of the test part."
+    rows = read_csv(split) if split.exists() else []
+    return {row["digest"] for row in rows if row["part"] != "test"}
+
+# %% ../nbs/15_run.ipynb #0b25f8d3
 def describe_run(
     image_set: ImageSet, # what was trained on
     model_config: ViTConfig, # the model
@@ -77,11 +87,15 @@ def describe_run(
     "The contents of `config.json`: settings, seed, data and versions."
     import keras
     packages = {name: _version(name) for name in ("brain_vit", "keras", "tensorflow", "jax", "numpy", "opencv-python-headless")}
-    digest = hashlib.sha256("".join(map(image_digest, image_set.images)).encode()).hexdigest()[:16]
-    return {"data": {"name": image_set.name, "digest": digest, "images": len(image_set), "tumor": int(image_set.labels.sum()),
-                     "groups": len(np.unique(image_set.groups)), "skipped": image_set.skipped},
-            "start": start, "model": asdict(model_config), "training": asdict(train_config),
+    return {"data": _describe_data(image_set), "start": start, "model": asdict(model_config), "training": asdict(train_config),
             "backend": keras.backend.backend(), "python": platform.python_version(), "packages": packages}
+
+# %% ../nbs/15_run.ipynb #e3329796
+def _describe_data(image_set):
+    "Name, fingerprint and counts of an image set."
+    digest = hashlib.sha256("".join(map(image_digest, image_set.images)).encode()).hexdigest()[:16]
+    return {"name": image_set.name, "digest": digest, "images": len(image_set), "tumor": int(image_set.labels.sum()),
+            "groups": len(np.unique(image_set.groups)), "skipped": image_set.skipped}
 
 # %% ../nbs/15_run.ipynb #76e2246d
 def _version(package):
@@ -104,7 +118,7 @@ def judge(
                for name, values in logits.items()}
     return {"temperature": temperature, "threshold": threshold, "parts": metrics}
 
-# %% ../nbs/15_run.ipynb #c7cc7c0b
+# %% ../nbs/15_run.ipynb #5eae6b1d
 def train_run(
     image_set: ImageSet, # labelled images
     out: str | Path, # the run folder to make
@@ -116,9 +130,7 @@ def train_run(
 ) -> Path: # the run folder
     "Split, train, judge on held-out images, draw heatmaps, and write the folder that explains it."
     out, start = Path(out), None if start == "scratch" else start
-    part = grouped_split(image_set.labels, image_set.groups, seed=train_config.seed)
-    if start is not None:
-        refuse_seen(start, image_set.subset(part == "test").images)
+    part = _clean_split(image_set, train_config.seed, start)
     model = start_model(model_config, train_config.seed, start)
     config = describe_run(image_set, model_config, train_config, "scratch" if start is None else str(start))
     working = begin_run(out, config, resume)
@@ -126,12 +138,17 @@ def train_run(
     parts = _parts(image_set, part, model_config.image_size)
     batches = network_batches(parts["train"], parts["validation"], train_config, model_config.patch_size if model_config.pool == "lesion" else None)
     history = fit(model, *batches, train_config, working / "state", progress)
-    metrics = {"protocol": "one grouped split: epoch, temperature and threshold from validation images, figures from test images",
-               **judge({name: tumor_logits(model, chosen.images) for name, chosen in parts.items()}, image_set, part)}
     method = _best_heatmap(model, parts["test"].masks is not None, start)
-    if parts["test"].masks is not None:
-        metrics["pointing"] = point(model, parts["test"].images, parts["test"].masks, method)
+    metrics = _measure(model, image_set, part, parts, method)
     return finish_run(out, working, model, model_config, config, metrics, method, history, image_set.subset(part == "test"))
+
+# %% ../nbs/15_run.ipynb #d68254e2
+def _clean_split(image_set, seed, start):
+    "The part of each image. Weights that have seen a test image are refused."
+    part = grouped_split(image_set.labels, image_set.groups, seed=seed)
+    if start is not None:
+        refuse_seen(start, image_set.subset(part == "test").images)
+    return part
 
 # %% ../nbs/15_run.ipynb #ba22d044
 def _parts(image_set, part, image_size):
@@ -139,6 +156,15 @@ def _parts(image_set, part, image_size):
     chosen = {name: image_set.subset(part == name) for name in ("train", "validation", "test")}
     prepared = {name: preprocess_all(images, image_size) for name, images in chosen.items()}
     return {name: Part(images, chosen[name].labels, masks) for name, (images, masks) in prepared.items()}
+
+# %% ../nbs/15_run.ipynb #d094b8fa
+def _measure(model, image_set, part, parts, method):
+    "The contents of `metrics.json`."
+    logits = {name: tumor_logits(model, chosen.images) for name, chosen in parts.items()}
+    metrics = {"protocol": "one grouped split: epoch, temperature and threshold from validation images, figures from test images",
+               **judge(logits, image_set, part)}
+    test = parts["test"]
+    return metrics if test.masks is None else metrics | {"pointing": point(model, test.images, test.masks, method)}
 
 # %% ../nbs/15_run.ipynb #d845d5df
 def begin_run(
@@ -152,7 +178,7 @@ def begin_run(
     write_json(working / "config.json", config)
     return working
 
-# %% ../nbs/15_run.ipynb #540429ee
+# %% ../nbs/15_run.ipynb #6099f3da
 def finish_run(
     out: Path, # the run folder that shall be made
     working: Path, # from `begin_run`
@@ -165,13 +191,23 @@ def finish_run(
     examples: ImageSet, # test images whose heatmaps are drawn
 ) -> Path: # the run folder
     "Write figures, settings, model, curves, heatmaps and README, and let the folder appear under its name."
-    calibration = {name: metrics[name] for name in ("temperature", "threshold")}
-    write_json(working / "metrics.json", metrics)
-    write_json(working / "config.json", config | calibration | {"heatmap": method})
-    save_model(model, model_config, working / "model.keras")
-    _write_history(working, history)
-    draw_heatmaps(Predictor(model, **calibration, name=out.name, method=method), examples, working / "heatmaps")
-    write_text(working / "README.md", explain_run(out.name, config, metrics, history))
+    _fill(working, out.name, model, model_config, config, metrics, method, history, examples)
+    return _appear(working, out)
+
+# %% ../nbs/15_run.ipynb #824fc129
+def _fill(folder, name, model, model_config, config, metrics, method, history, examples):
+    "All files of a finished run."
+    calibration = {key: metrics[key] for key in ("temperature", "threshold")}
+    write_json(folder / "metrics.json", metrics)
+    write_json(folder / "config.json", config | calibration | {"heatmap": method})
+    save_model(model, model_config, folder / "model.keras")
+    _write_history(folder, history)
+    draw_heatmaps(Predictor(model, **calibration, name=name, method=method), examples, folder / "heatmaps")
+    write_text(folder / "README.md", explain_run(name, config, metrics, history))
+
+# %% ../nbs/15_run.ipynb #2c17243d
+def _appear(working, out):
+    "Give the complete folder its name; what only a resumption needs goes."
     working.rename(out)
     shutil.rmtree(out / "state", ignore_errors=True)
     return out
@@ -259,7 +295,7 @@ def _write_history(folder, history):
         plt.close(figure)
     write_csv(folder / "history.csv", history)
 
-# %% ../nbs/15_run.ipynb #2100c563
+# %% ../nbs/15_run.ipynb #3d7003a3
 def draw_heatmaps(
     predictor: Predictor, # with its model
     image_set: ImageSet, # test images
@@ -268,13 +304,18 @@ def draw_heatmaps(
 ):
     "Overlays of test images, errors first; the file's name says whether the model was right, and which image it is."
     images, frames = zip(*(preprocess(image, predictor.image_size) for image in image_set.images))
-    images, labels = np.stack(images), image_set.labels
+    images = np.stack(images)
     probabilities = predictor.probability(images)
     detected = probabilities >= predictor.threshold
-    chosen = sorted(range(len(images)), key=lambda i: (detected[i] == labels[i], -abs(probabilities[i] - 0.5)))[:count]
+    chosen = _errors_first(probabilities, detected == image_set.labels)[:count]
     folder.mkdir(exist_ok=True)
     for i, heat in zip(chosen, heatmap(predictor.model, images[chosen], predictor.method)):
         _save_overlay(folder, image_set, i, frames[i].to_original(heat), probabilities[i], bool(detected[i]))
+
+# %% ../nbs/15_run.ipynb #a002bebc
+def _errors_first(probabilities, right):
+    "The order in which images are worth a look."
+    return sorted(range(len(right)), key=lambda i: (right[i], -abs(probabilities[i] - 0.5)))
 
 # %% ../nbs/15_run.ipynb #b1e7718a
 def _save_overlay(folder, image_set, i, heat, probability, detected):
@@ -308,7 +349,7 @@ Files: `model.keras` (load it with `brain_vit predict --model`), `config.json` (
 (training), `metrics.json` (all figures with intervals), `heatmaps/` (test images, errors first){"" if "images_seen" in metrics else ", `split.csv` (who was where)"}.
 """
 
-# %% ../nbs/15_run.ipynb #ead6c511
+# %% ../nbs/15_run.ipynb #4e493d3c
 def _history_in_words(data, metrics, history):
     "What was trained on, and which weights were kept."
     if "images_seen" in metrics:
@@ -318,7 +359,7 @@ def _history_in_words(data, metrics, history):
     return (f"Data: {data['name']}, {data['images']} images ({data['tumor']} tumor) in {data['groups']} groups of like images; "
             f"{len(data['skipped'])} files skipped.", f"the best on validation was epoch {best}")
 
-
+# %% ../nbs/15_run.ipynb #5b202155
 def _pointing_in_words(pointing):
     "How often the heatmap finds the lesion, where masks are known."
     if not pointing or not pointing["n"]:
@@ -327,7 +368,7 @@ def _pointing_in_words(pointing):
     return (f"Heatmap ({pointing['method']}): its hottest pixel lies in the lesion for {pointing['hits']} of {pointing['n']} test images with a lesion "
             f"(95% interval {low:.2f} to {high:.2f}).\n")
 
-# %% ../nbs/15_run.ipynb #27f03af9
+# %% ../nbs/15_run.ipynb #5472811b
 def pretrain_run(
     out: str | Path, # the run folder to make
     model_config: ViTConfig = PRESETS["small"], # what to train
@@ -353,9 +394,14 @@ def pretrain_run(
         "images_seen": seen, "seeds": [*seeds, train_config.seed]}
     working = begin_run(out, config, resume)
     history = pretrain(model, model_config, train_config, working / "state", recipe, pool_size, passes, easy_pools, progress=progress)
-    metrics = {**judge_pretrained(model, test, model_config.image_size), "images_seen": seen}
+    return _finish_pretraining(out, working, model, model_config, config, test, history)
+
+# %% ../nbs/15_run.ipynb #926691d9
+def _finish_pretraining(out, working, model, model_config, config, test, history):
+    "Measure the model on held-out phantoms and fill the folder."
+    metrics = {**judge_pretrained(model, test, model_config.image_size), "images_seen": config["images_seen"]}
+    examples = test.subset(slice(len(test) // 2, len(test) // 2 + 100))
     method = default_heatmap(model.output, shifted=True)
-    examples = test.subset(slice(held_out // 2, held_out // 2 + 100))
     return finish_run(out, working, model, model_config, config, metrics, method, history, examples)
 
 # %% ../nbs/15_run.ipynb #13ccca19

@@ -6,7 +6,7 @@
 __all__ = ['patch_means', 'lesion_fraction', 'SliceBatches', 'lesion_loss', 'TrainConfig', 'train_recipe', 'compile_vit',
            'Checkpoint', 'Progress', 'fit', 'plot_curves']
 
-# %% ../nbs/10_training.ipynb #3a6a7b28
+# %% ../nbs/10_training.ipynb #576bfbd0
 import json
 import os
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
+# %% ../nbs/10_training.ipynb #8ce50ffd
 from ._base import InputError, write_json
 from .vit import PRESETS
 
@@ -122,29 +123,38 @@ def train_recipe(
     epochs = epochs or int(np.clip(round(25_000 / num_images), 10, 25 if pretrained else 100))
     return PRESETS[preset], TrainConfig(epochs=epochs, learning_rate=learning_rate, augment=augment, seed=seed)
 
-# %% ../nbs/10_training.ipynb #656db3d3
+# %% ../nbs/10_training.ipynb #3c9b80f7
 def compile_vit(
     model: keras.Model, # from `build_vit`
     config: TrainConfig, # learning rate, decay, weights of the losses
     total_steps: int, # optimizer steps of the whole run
 ) -> keras.Model: # the same model, compiled
     "Attach losses, metrics, learning-rate schedule and AdamW."
-    warmup_steps = max(1, int(config.warmup * total_steps))
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, total_steps - warmup_steps), warmup_target=config.learning_rate, warmup_steps=warmup_steps)
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=config.weight_decay, global_clipnorm=1.0,
-                                       use_ema=config.average > 0, ema_momentum=config.average or 0.99)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    optimizer.build(model.trainable_variables)  # so that its state can be restored before the first step
     losses = {"tumor": keras.losses.BinaryCrossentropy(from_logits=True), "lesion": lesion_loss}
     weights = {"tumor": 1.0, "lesion": config.lesion_weight}
     names = list(model.output)
     worthwhile = keras.backend.backend() == "tensorflow" and total_steps >= 300
-    model.compile(optimizer, loss={n: losses[n] for n in names}, loss_weights={n: weights[n] for n in names}, jit_compile=worthwhile or "auto",
+    model.compile(_optimizer(model, config, total_steps), loss={n: losses[n] for n in names}, loss_weights={n: weights[n] for n in names}, jit_compile=worthwhile or "auto",
                   weighted_metrics={"tumor": [keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)]})
     return model
 
-# %% ../nbs/10_training.ipynb #72d73148
+# %% ../nbs/10_training.ipynb #abe0bf05
+def _optimizer(model, config, total_steps):
+    "AdamW with its schedule; biases and norms do not decay."
+    optimizer = keras.optimizers.AdamW(_schedule(config, total_steps), weight_decay=config.weight_decay, global_clipnorm=1.0,
+                                       use_ema=config.average > 0, ema_momentum=config.average or 0.99)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    optimizer.build(model.trainable_variables)
+    return optimizer
+
+# %% ../nbs/10_training.ipynb #8bfb44fd
+def _schedule(config, total_steps):
+    "A straight line up, then a cosine down to 0."
+    warmup_steps = max(1, int(config.warmup * total_steps))
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, total_steps - warmup_steps), warmup_target=config.learning_rate, warmup_steps=warmup_steps)
+
+# %% ../nbs/10_training.ipynb #cac38719
 class Checkpoint(keras.callbacks.Callback):
     "Keep the whole state after each epoch (weights, optimizer, dropout), and the weights of the epoch with the lowest validation loss."
 
@@ -189,12 +199,12 @@ class Checkpoint(keras.callbacks.Callback):
         self.model.save_weights(temporary, overwrite=True)
         os.replace(temporary, path)
 
-
+# %% ../nbs/10_training.ipynb #3457925b
 def _dropout_states(model):
     "Where each dropout stands in its random numbers; Keras does not save it with the weights."
     return [variable for variable in model.non_trainable_variables if variable.path.endswith("seed_generator_state")]
 
-# %% ../nbs/10_training.ipynb #60707e11
+# %% ../nbs/10_training.ipynb #ca8a013d
 class Progress(keras.callbacks.Callback):
     "One progress bar for all epochs: losses, accuracies, time left."
 
@@ -222,12 +232,12 @@ class Progress(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self.bar.close()
 
-
+# %% ../nbs/10_training.ipynb #e1e59ecf
 def _accuracy(logs, prefix=""):
     "Keras leaves the output's name out where a model has one output only."
     return logs.get(f"{prefix}tumor_accuracy", logs.get(f"{prefix}accuracy"))
 
-# %% ../nbs/10_training.ipynb #04b118fa
+# %% ../nbs/10_training.ipynb #5e1797d7
 def fit(
     model: keras.Model, # from `build_vit`
     train: SliceBatches, # training images
@@ -250,26 +260,35 @@ def fit(
         shown = [Progress(config.epochs, done)] if progress else []
         model.fit(train, validation_data=validation, initial_epoch=done, epochs=config.epochs, verbose=0, shuffle=False,
                   callbacks=[checkpoint, *shown, *callbacks])
-    model.load_weights(Path(folder) / f"epoch_{checkpoint.state['best_epoch' if keep == 'best' else 'epoch']}.weights.h5")
-    if config.average:
-        model.optimizer.finalize_variable_values(model.trainable_variables)
-        model.set_weights(model.get_weights())  # with JAX, the averages share memory with the optimizer, which frees it
+    _take_weights(model, checkpoint, "best_epoch" if keep == "best" else "epoch", config.average)
     return checkpoint.state["history"]
 
-# %% ../nbs/10_training.ipynb #8d549055
+# %% ../nbs/10_training.ipynb #c564ea6e
+def _take_weights(model, checkpoint, epoch, average):
+    "Load the weights of the best or of the last epoch; `average` puts the mean of the recent ones in their place."
+    model.load_weights(checkpoint.folder / f"epoch_{checkpoint.state[epoch]}.weights.h5")
+    if average:
+        model.optimizer.finalize_variable_values(model.trainable_variables)
+        model.set_weights(model.get_weights())  # with JAX, the averages share memory with the optimizer, which frees it
+
+# %% ../nbs/10_training.ipynb #3d67621d
 def plot_curves(
     history: list[dict], # from `fit`
 ): # matplotlib figure: loss and accuracy, training and validation
     "Loss and accuracy over the epochs; the gap between the two lines is the overfit."
     import matplotlib.pyplot as plt
     from brain_vit._base import PALETTE
-    epochs = [row["epoch"] for row in history]
     figure, axes = plt.subplots(1, 2, figsize=(6.5, 2.6))
-    loss = "tumor_loss" if "tumor_loss" in history[0] else "loss"
     for prefix, name, colour in (("", "training", PALETTE["blue"]), ("val_", "validation", PALETTE["orange"])):
-        axes[0].plot(epochs, [row[prefix + loss] for row in history], color=colour, label=name)
-        axes[1].plot(epochs, [_accuracy(row, prefix) for row in history], color=colour, label=name)
+        for ax, values in zip(axes, _lines(history, prefix)):
+            ax.plot([row["epoch"] for row in history], values, color=colour, label=name)
     axes[0].set(xlabel="epoch", ylabel="loss (cross-entropy)", ylim=(0, None))
     axes[1].set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1.02))
     axes[1].legend(loc="lower right")
     return figure
+
+# %% ../nbs/10_training.ipynb #c2d2de76
+def _lines(history, prefix):
+    "Loss of the image's answer and accuracy, epoch by epoch."
+    loss = "tumor_loss" if "tumor_loss" in history[0] else "loss"
+    return [row[prefix + loss] for row in history], [_accuracy(row, prefix) for row in history]
