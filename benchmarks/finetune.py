@@ -1,9 +1,11 @@
-"""Which way of fine-tuning the bundled weights is best, and what choosing it costs: nested folds on the 253 real images.
+"""Which way of fine-tuning the bundled weights is best, what choosing it costs, and how many real images it takes.
 
     BRAIN_VIT_DATA=../brain_tumor_dataset python benchmarks/finetune.py [--repeats 1] [--jobs 2]
 
-In every turn each variant learns from the training part; the variant with the lowest loss on the validation part answers as "chosen".
-No variant is ever chosen by a test image. Finished turns are kept in --work. Writes finetune.json beside this file.
+Nested folds on the 253 real images: in every turn each variant learns from the training part; the variant with the lowest loss on
+the validation part answers as "chosen". No variant is ever chosen by a test image. For the learning curve the first variant learns
+from so many images of the training part; the validation part stays whole. Finished turns are kept in --work. Writes finetune.json
+beside this file.
 """
 import argparse
 import os
@@ -25,11 +27,17 @@ from brain_vit.preprocess import load_dataset, preprocess_all
 
 WEIGHTS = Path(__file__).parent.parent / "brain_vit" / "weights" / "small.keras"
 VARIANTS = {"learning rate 3e-4": {}, "learning rate 1e-4": {"learning_rate": 1e-4}, "running average of the weights": {"average": 0.97}}
+SIZES = (25, 50, 100)
 
 
 def cross_entropy(labels, logits):
     "Mean over images."
     return float(np.mean(np.logaddexp(0, logits) - labels * logits))
+
+
+def fewer(fold, size):
+    "The fold with `size` images of its training part, or all; a smaller choice is part of a larger one."
+    return fold if size is None else replace(fold, train=np.random.default_rng(fold.seed).permutation(fold.train)[:size])
 
 
 def turn(part, fold, name, file):
@@ -67,21 +75,27 @@ def main():
     part, labels, groups = Part(preprocess_all(image_set)[0], image_set.labels), image_set.labels, image_set.groups
     folds = make_folds(labels, groups, 5, options.repeats)
     options.work.mkdir(parents=True, exist_ok=True)
-    tasks = [(fold, name, options.work / f"{fold.repeat}_{fold.number}_{name.replace(' ', '_')}.npz") for fold in folds for name in VARIANTS]
-    outputs = Parallel(n_jobs=options.jobs, verbose=5)(delayed(turn)(part, *task) for task in tasks)
-    logits = {(fold.repeat, fold.number, name): output for (fold, name, _), output in zip(tasks, outputs)}
+    first = next(iter(VARIANTS))
+    tasks = [(fold, name, None) for fold in folds for name in VARIANTS] + [(fold, first, size) for fold in folds for size in SIZES]
+    files = [options.work / f"{fold.repeat}_{fold.number}_{name.replace(' ', '_')}{'' if size is None else f'_{size}'}.npz" for fold, name, size in tasks]
+    outputs = Parallel(n_jobs=options.jobs, verbose=5)(delayed(turn)(part, fewer(fold, size), name, file) for (fold, name, size), file in zip(tasks, files))
+    logits = {(fold.repeat, fold.number, name, size): output for (fold, name, size), output in zip(tasks, outputs)}
 
     def best(fold):
-        return min(VARIANTS, key=lambda name: cross_entropy(labels[fold.validation], logits[fold.repeat, fold.number, name][0]))
+        return min(VARIANTS, key=lambda name: cross_entropy(labels[fold.validation], logits[fold.repeat, fold.number, name, None][0]))
+
+    def row(names, size=None):
+        return judged(labels, groups, [(fold, *logits[fold.repeat, fold.number, name, size]) for fold, name in zip(folds, names)])
 
     choices = {**{name: [name] * len(folds) for name in VARIANTS}, "chosen": [best(fold) for fold in folds]}
-    rows = {title: judged(labels, groups, [(fold, *logits[fold.repeat, fold.number, name]) for fold, name in zip(folds, names)])
-            for title, names in choices.items()}
-    for title, row in rows.items():
-        print(f"{title:32} validation loss {row['validation_loss']:.3f}  accuracy {row['accuracy']['value']:.3f}  ROC-AUC {row['roc_auc']['value']:.3f}")
+    rows = {title: row(names) for title, names in choices.items()}
+    curve = {str(size): row(choices[first], size) for size in SIZES}
+    for title, one in (rows | curve).items():
+        print(f"{title:32} validation loss {one['validation_loss']:.3f}  accuracy {one['accuracy']['value']:.3f}  ROC-AUC {one['roc_auc']['value']:.3f}")
     write_json(Path(__file__).with_suffix(".json"), {
         "protocol": f"5 grouped folds x {options.repeats} of the 253 images; accuracy at threshold 0.5 after temperature scaling on the validation part",
-        "variants": VARIANTS, "chosen": [str(name) for name in choices["chosen"]], "rows": rows})
+        "variants": VARIANTS, "chosen": [str(name) for name in choices["chosen"]], "rows": rows,
+        "training_images": {"variant": first, "all": int(np.mean([len(fold.train) for fold in folds])), "rows": curve}})
 
 
 if __name__ == "__main__":

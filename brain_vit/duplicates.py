@@ -7,11 +7,12 @@ __all__ = ['thumbnail', 'Keypoints', 'find_keypoints', 'align', 'fit_affine', 'l
            'word_counts', 'choose_vocabulary', 'weigh', 'index_words', 'candidate_pairs', 'linked', 'same_picture',
            'twin_pairs', 'duplicate_groups', 'with_groups', 'group_sheet', 'shortened']
 
-# %% ../nbs/02_duplicates.ipynb #cb887ed9
+# %% ../nbs/02_duplicates.ipynb #c8e8baeb
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 # %% ../nbs/02_duplicates.ipynb #ad742b71
 import cv2
@@ -214,14 +215,16 @@ def best_partners(shared, i, neighbours):
     best = np.argpartition(-shared, min(neighbours, len(shared)) - 1)[:neighbours]
     return best[shared[best] > 0].tolist()
 
-# %% ../nbs/02_duplicates.ipynb #462de55e
+# %% ../nbs/02_duplicates.ipynb #66c087bc
 def candidate_pairs(
     plain, # sparse (n, words), from `index_words`
     mirrored, # sparse (n, words), likewise
     neighbours: int = 6, # candidates per image, plain and mirrored each
     chunk: int = 256, # images compared with all others at a time
 ) -> list: # (i, j, in the mirror) with i < j
-    "Pairs of images which share most words, as they are or in the mirror."
+    "Pairs of images which share most words, as they are or in the mirror; all pairs when they are few."
+    if plain.shape[0] <= neighbours + 1:
+        return [(i, j, in_mirror) for i, j in combinations(range(plain.shape[0]), 2) for in_mirror in (False, True)]
     pairs = set()
     for others, in_mirror in ((plain, False), (mirrored, True)):
         for start in range(0, plain.shape[0], chunk):

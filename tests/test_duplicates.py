@@ -92,6 +92,12 @@ def test_mirrored_keypoints_are_those_of_the_mirrored_image(heads):
     assert np.median(likeness) > 0.98
 
 
+@pytest.mark.parametrize("kind", ["cropped", "larger", "mirrored"])
+def test_two_images_are_enough(heads, kind):
+    assert duplicate_groups([heads[0], TWINS[kind](heads[0])]).tolist() == [0, 0]
+    assert len(set(duplicate_groups([heads[0], heads[1]]).tolist())) == 2
+
+
 def test_links_reach_through_others():
     assert linked(6, [(0, 3), (3, 5)]).tolist() == [0, 1, 2, 0, 3, 0]
     assert linked(3, []).tolist() == [0, 1, 2]

@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 
 NBS = Path(__file__).parent.parent / "nbs"
-QUICK = ["00_base", "results", "limits"]
+QUICK = ["00_base", "index", "results", "limits"]
 CHOSEN = sorted(path.stem for path in NBS.glob("*.ipynb")) if os.environ.get("BRAIN_VIT_ALL_NOTEBOOKS") == "1" else QUICK
 
 
@@ -34,5 +34,5 @@ def test_notebook_runs_in_a_kernel(name, monkeypatch):
     committed = nbformat.read(NBS / f"{name}.ipynb", as_version=4)
     run = evaluated(nbformat.read(NBS / f"{name}.ipynb", as_version=4))
     NotebookClient(run, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(NBS)}}).execute()
-    if name in ("results", "limits"):  # made from committed files alone, so a run must print what is committed
+    if name in ("index", "results", "limits"):  # made from committed files alone, so a run must print what is committed
         assert printed(run) == printed(committed), f"{name}.ipynb does not show what benchmarks/ holds: run it again"
