@@ -105,6 +105,14 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 # %% ../nbs/16_cli.ipynb #f2981a1e
 DATA_SEED = 2**30
 
+# %% ../nbs/16_cli.ipynb #e5a12972
+def _recipe(name, image_size=128):
+    "A phantom recipe by name."
+    from brain_vit.phantom import Phantom
+    if name not in ("full", "easy"):
+        raise InputError(f"There is no recipe '{name}': choose 'full' or 'easy'.")
+    return getattr(Phantom, name)(image_size=image_size)
+
 # %% ../nbs/16_cli.ipynb #481e6c1e
 def _load(data, seed=0, count=400, recipe="full"):
     "A data source, with its skipped files named on stderr; `count` and `recipe` are for phantoms."
@@ -114,14 +122,6 @@ def _load(data, seed=0, count=400, recipe="full"):
     for path, reason in image_set.skipped:
         print(f"Skipped: {reason}", file=sys.stderr)
     return image_set
-
-# %% ../nbs/16_cli.ipynb #e5a12972
-def _recipe(name, image_size=128):
-    "A phantom recipe by name."
-    from brain_vit.phantom import Phantom
-    if name not in ("full", "easy"):
-        raise InputError(f"There is no recipe '{name}': choose 'full' or 'easy'.")
-    return getattr(Phantom, name)(image_size=image_size)
 
 # %% ../nbs/16_cli.ipynb #3b783274
 AuditFolder = Annotated[Path | None, typer.Option("--out", help="Also write the report and a page of pictures into this new folder.")]
