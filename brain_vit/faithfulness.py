@@ -95,7 +95,7 @@ def rank_correlation(
     length = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
     return (first * second).sum(axis=1) / np.where(length > 0, length, 1)
 
-# %% ../nbs/14_faithfulness.ipynb #4d48cd51
+# %% ../nbs/14_faithfulness.ipynb #165b3706
 def summarize(
     values: np.ndarray, # (n,) one per image; bool for hits and misses
     seed: int = 0, # of the resamples
@@ -104,13 +104,24 @@ def summarize(
     values = np.asarray(values)
     if not len(values):
         return {"value": None, "interval": None, "n": 0}
-    if values.dtype == bool:
-        return {"value": float(values.mean()), "interval": wilson_interval(int(values.sum()), len(values)), "n": len(values)}
+    interval = wilson_interval(int(values.sum()), len(values)) if values.dtype == bool else _bootstrap(values, seed)
+    return {"value": float(values.mean()), "interval": interval, "n": len(values)}
+
+# %% ../nbs/14_faithfulness.ipynb #36c3f400
+def _bootstrap(values, seed):
+    "The 95% interval of the mean, from 2,000 resamples."
     draws = np.random.default_rng(seed).integers(len(values), size=(2000, len(values)))
     low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-    return {"value": float(values.mean()), "interval": [float(low), float(high)], "n": len(values)}
+    return [float(low), float(high)]
 
-# %% ../nbs/14_faithfulness.ipynb #97c41790
+# %% ../nbs/14_faithfulness.ipynb #16087d1f
+def _explainer(method, seed):
+    "The function (model, images) → heats behind a method's name; chance is called \"random\"."
+    if method == "random":
+        return lambda model, images: random_heat(model, images, seed)
+    return HEATMAPS[method]
+
+# %% ../nbs/14_faithfulness.ipynb #9c0f10f3
 def measure_method(
     model: keras.Model, # from `build_vit`
     images: np.ndarray, # (n, image_size, image_size, 1)
@@ -122,8 +133,8 @@ def measure_method(
     stranger: keras.Model | None = None, # from `randomized`, where it was made before
 ) -> dict: # measure → one number per image
     "Everything this page measures about one method, image by image."
-    explain = (lambda model, images: random_heat(model, images, seed)) if method == "random" else HEATMAPS[method]
-    heats, size = explain(model, images), model.get_layer("patch_encoder").patch_size
+    explain, size = _explainer(method, seed), model.get_layer("patch_encoder").patch_size
+    heats = explain(model, images)
     measures = {"pointing": pointing_hits(heats, masks), "energy": lesion_energy(heats, masks), "precision": patch_precision(heats, masks, size)}
     for name, insert in (("deletion", False), ("insertion", True)):
         measures[name] = curve_area(deletion_curves(model, images, heats, steps, insert))
@@ -149,7 +160,7 @@ def faithfulness(
         report[method] = {name: summarize(values) | {"each": values.tolist()} for name, values in measures.items()}
     return report
 
-# %% ../nbs/14_faithfulness.ipynb #e93b7d2c
+# %% ../nbs/14_faithfulness.ipynb #0b245e6f
 def faithfulness_table(
     report: dict, # from `faithfulness` or `score_folder`
 ) -> str: # Markdown that is readable as plain text, too
@@ -158,7 +169,7 @@ def faithfulness_table(
     rows = [[method, *(_cell(measures.get(name)) for name in names)] for method, measures in report.items()]
     return markdown_table([["method", *names], *rows])
 
-
+# %% ../nbs/14_faithfulness.ipynb #6e0ec2d8
 def _cell(summary):
     "A value and its interval, or a dash."
     if summary is None or summary["value"] is None:
@@ -174,7 +185,13 @@ def lesion_size(
     heads = [cv2.morphologyEx((image[..., 0] > 0).astype("uint8"), cv2.MORPH_CLOSE, np.ones((9, 9), "uint8")).sum() for image in images]
     return masks.sum(axis=(1, 2)) / np.maximum(heads, 1)
 
-# %% ../nbs/14_faithfulness.ipynb #04e5046f
+# %% ../nbs/14_faithfulness.ipynb #6f0dc00d
+def _around(image, mask, rim):
+    "The pixels within `rim` of a lesion, without itself and the black."
+    grown = cv2.dilate(mask.astype("uint8"), np.ones((2 * rim + 1, 2 * rim + 1), "uint8"))
+    return grown.astype(bool) & ~mask & (image > 0)
+
+# %% ../nbs/14_faithfulness.ipynb #3e98c3d9
 def lesion_contrast(
     images: np.ndarray, # (n, image_size, image_size, 1)
     masks: np.ndarray, # (n, image_size, image_size) bool
@@ -183,7 +200,7 @@ def lesion_contrast(
     "How much the mean gray of a lesion differs from that of a rim around it."
     contrasts = []
     for image, mask in zip(images[..., 0], masks):
-        around = cv2.dilate(mask.astype("uint8"), np.ones((2 * rim + 1,) * 2, "uint8")).astype(bool) & ~mask & (image > 0)
+        around = _around(image, mask, rim)
         contrasts.append(abs(image[mask].mean() - image[around].mean()) if mask.any() and around.any() else np.nan)
     return np.array(contrasts)
 
@@ -235,7 +252,7 @@ def score_folder(
             "all": {method: _folder_row(found) for method, found in rows.items()},
             "detected": {method: _folder_row([row for row in found if row["detected"]]) for method, found in rows.items()}}
 
-# %% ../nbs/14_faithfulness.ipynb #fccbd0e8
+# %% ../nbs/14_faithfulness.ipynb #d5d0bf8e
 def _score_method(predictor, paths, masks, method):
     "(path, what one method makes of it) for each image; None for one that is skipped."
     for result, *rest in predictor.explain(paths, method):
@@ -246,7 +263,7 @@ def _score_method(predictor, paths, masks, method):
             (hit,), (energy,) = pointing_hits(rest[1][None], mask[None]), lesion_energy(rest[1][None], mask[None])
             yield result.path, {"pointing": hit, "energy": energy, "detected": result.label == "tumor"}
 
-
+# %% ../nbs/14_faithfulness.ipynb #ff9288ad
 def _folder_row(rows):
     "The summaries of one method."
     return {name: summarize(np.array([row[name] for row in rows], kind)) for name, kind in (("pointing", bool), ("energy", float))}

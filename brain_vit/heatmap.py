@@ -82,6 +82,26 @@ def probed_logit(
     logit = model.get_layer("tumor")(pooled["pooled"] if isinstance(pooled, dict) else pooled)
     return logit[:, 0], ops.stack(scores), tokens
 
+# %% ../nbs/13_heatmap.ipynb #45ca1436
+def _with_tensorflow(function, probes):
+    import tensorflow as tf
+    with tf.GradientTape() as tape:
+        tape.watch(probes)
+        values, *rest = function(probes)
+    return tape.gradient(values, probes), rest
+
+# %% ../nbs/13_heatmap.ipynb #a363544c
+def _with_jax(function, probes):
+    import jax
+    def summed(probes):
+        values, *rest = function(probes)
+        return ops.sum(values), rest
+
+    return jax.grad(summed, has_aux=True)(probes)
+
+# %% ../nbs/13_heatmap.ipynb #e9577ef8
+_GRADIENTS = {"tensorflow": _with_tensorflow, "jax": _with_jax}
+
 # %% ../nbs/13_heatmap.ipynb #d9d409f3
 def probe_gradients(
     function: Callable, # probes → (values (batch,), *anything)
@@ -92,23 +112,6 @@ def probe_gradients(
         raise InputError(f"Gradients are taken with TensorFlow or JAX only: set KERAS_BACKEND to one of them instead of {keras.backend.backend()}.")
     results = _GRADIENTS[keras.backend.backend()](function, probes)
     return tuple([ops.convert_to_numpy(value) for value in values] for values in results)
-
-# %% ../nbs/13_heatmap.ipynb #722afc5a
-def _with_tensorflow(function, probes):
-    import tensorflow as tf
-    with tf.GradientTape() as tape:
-        tape.watch(probes)
-        values, *rest = function(probes)
-    return tape.gradient(values, probes), rest
-
-
-def _with_jax(function, probes):
-    import jax
-    summed = lambda probes: (lambda values, *rest: (ops.sum(values), rest))(*function(probes))
-    return jax.grad(summed, has_aux=True)(probes)
-
-
-_GRADIENTS = {"tensorflow": _with_tensorflow, "jax": _with_jax}
 
 # %% ../nbs/13_heatmap.ipynb #9b379649
 def logit_gradients(

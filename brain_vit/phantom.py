@@ -254,7 +254,7 @@ def streams(seed, index):
     "Two independent sources of randomness for one slice: for the lesion, and for everything else."
     return [np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(index, part)))) for part in range(2)]
 
-# %% ../nbs/01_phantom.ipynb #a657cdae
+# %% ../nbs/01_phantom.ipynb #584e748c
 def describe(image, mask, head):
     "Center, area and contrast of a lesion in the finished image."
     if not mask.any():
@@ -263,7 +263,7 @@ def describe(image, mask, head):
     inside, outside = (cv2.mean(image, part.view(np.uint8))[0] for part in (mask, around))
     sums = cv2.moments(mask.view(np.uint8), binaryImage=True)
     center = round(sums["m01"] / sums["m00"], 1), round(sums["m10"] / sums["m00"], 1)
-    area = np.count_nonzero(mask) / max(1, np.count_nonzero(head))
+    area = float(np.count_nonzero(mask) / max(1, np.count_nonzero(head)))
     return {"center": center, "area": area, "contrast": (inside - outside) / 255 if around.any() else 0.0}
 
 # %% ../nbs/01_phantom.ipynb #3efca31d

@@ -282,13 +282,12 @@ def start_model(
     model = build_vit(config)
     return model if start is None else copy_weights(model, locate_model(None if start == "bundled" else start)[0])
 
-# %% ../nbs/15_run.ipynb #1c8849fd
+# %% ../nbs/15_run.ipynb #66718da9
 def _write_history(folder, history):
     "history.csv and curves.png."
-    import matplotlib
-    with matplotlib.rc_context({"backend": "agg"}):
-        import matplotlib.pyplot as plt
-        from brain_vit._base import use_style
+    import matplotlib.pyplot as plt
+    from brain_vit._base import use_style
+    with plt.rc_context(), plt.ioff():
         use_style()
         figure = plot_curves(history)
         figure.savefig(folder / "curves.png")
