@@ -282,12 +282,12 @@ def start_model(
     model = build_vit(config)
     return model if start is None else copy_weights(model, locate_model(None if start == "bundled" else start)[0])
 
-# %% ../nbs/15_run.ipynb #66718da9
+# %% ../nbs/15_run.ipynb #9f2db4f5
 def _write_history(folder, history):
     "history.csv and curves.png."
     import matplotlib.pyplot as plt
     from brain_vit._base import use_style
-    with plt.rc_context(), plt.ioff():
+    with plt.rc_context():
         use_style()
         figure = plot_curves(history)
         figure.savefig(folder / "curves.png")
