@@ -31,8 +31,8 @@ check: install
 	$(MAKE) --silent readme README=.README.check && cmp README.md .README.check && rm .README.check || { rm -f .README.check; echo "README.md is not what nbs/index.ipynb says: run 'make readme'."; exit 1; }
 
 test: check
-	nbdev_test --n_workers 2 --do_print
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	nbdev_test --n_workers 3 --do_print
+	$(BIN)/python -m pytest -n 3 --dist loadfile tests
 
 lab: install
 	$(BIN)/jupyter lab nbs
