@@ -358,7 +358,7 @@ def test_score_folder_on_the_originals_pixels(tmp_path):
 def test_on_the_other_backend():
     other = "tensorflow" if keras.backend.backend() == "jax" else "jax"
     pytest.importorskip(other)
-    environment = {**os.environ, "KERAS_BACKEND": other, "BRAIN_VIT_OTHER_BACKEND": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment = {**os.environ, "KERAS_BACKEND": other, "BRAIN_VIT_OTHER_BACKEND": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     names = "rollout or finite or probed or relevance or gradcam or occlusion or every_method"
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", names],
                           env=environment, capture_output=True, text=True)
