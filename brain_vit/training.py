@@ -211,18 +211,19 @@ class Progress(keras.callbacks.Callback):
     def __init__(
         self,
         epochs: int, # in all
-        done: int = 0, # already trained before a resume
+        batch_size: int, # images per step
+        done: int = 0, # epochs already trained before a resume
     ):
         super().__init__()
-        self.epochs, self.done = epochs, done
+        self.epochs, self.batch_size, self.done = epochs, batch_size, done
 
     def on_train_begin(self, logs=None):
         from tqdm import tqdm
-        steps = self.params["steps"] or 1
-        self.bar = tqdm(total=self.epochs * steps, initial=self.done * steps, unit="batch", dynamic_ncols=True, mininterval=1)
+        images = (self.params["steps"] or 1) * self.batch_size
+        self.bar = tqdm(total=self.epochs * images, initial=self.done * images, unit="image", dynamic_ncols=True, mininterval=1)
 
     def on_train_batch_end(self, batch, logs=None):
-        self.bar.update(1)
+        self.bar.update(self.batch_size)
 
     def on_epoch_end(self, epoch, logs=None):
         shown = {"loss": logs["loss"], "accuracy": _accuracy(logs), "val loss": logs["val_loss"], "val accuracy": _accuracy(logs, "val_")}
@@ -257,7 +258,7 @@ def fit(
     checkpoint = Checkpoint(folder, train)
     train.epoch = done = checkpoint.restore(model)
     if done < config.epochs:
-        shown = [Progress(config.epochs, done)] if progress else []
+        shown = [Progress(config.epochs, train.batch_size, done)] if progress else []
         model.fit(train, validation_data=validation, initial_epoch=done, epochs=config.epochs, verbose=0, shuffle=False,
                   callbacks=[checkpoint, *shown, *callbacks])
     _take_weights(model, checkpoint, "best_epoch" if keep == "best" else "epoch", config.average)
