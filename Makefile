@@ -50,6 +50,7 @@ docs: install
 BENCH := .bench
 bench: $(BENCH)/installed
 	$(BENCH)/bin/python benchmarks/phantom.py --json
+	$(BENCH)/bin/python benchmarks/phantom.py --stream 100000 --json
 	$(BENCH)/bin/python benchmarks/speed.py --json
 
 $(BENCH)/installed: settings.ini setup.py benchmarks/requirements.txt

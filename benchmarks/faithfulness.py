@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from brain_vit._base import write_json
-from brain_vit.faithfulness import faithfulness, faithfulness_table, hit_rates, lesion_contrast, lesion_size
+from brain_vit.faithfulness import BINS, faithfulness, faithfulness_table, hit_rates, lesion_contrast, lesion_size
 from brain_vit.heatmap import HEATMAPS
 from brain_vit.phantom import Phantom
 from brain_vit.predict import Predictor
@@ -22,8 +22,8 @@ FIRST = 300  # phantoms before this index were looked at when enlargement and sh
 
 def by_property(report, size, contrast):
     "The pointing game of each method in bins."
-    return {method: {"size": hit_rates(rows["pointing"]["each"], size, (0.005, 0.02, 0.05)),
-                     "contrast": hit_rates(rows["pointing"]["each"], contrast, (0.05, 0.15)),
+    return {method: {"size": hit_rates(rows["pointing"]["each"], size, BINS["size"]),
+                     "contrast": hit_rates(rows["pointing"]["each"], contrast, BINS["contrast"]),
                      "above_2_percent": hit_rates(rows["pointing"]["each"], size, (0.02,))[1]} for method, rows in report.items()}
 
 
@@ -50,16 +50,7 @@ def main():
     short = {method: {name: {key: value for key, value in summary.items() if key != "each"} for name, summary in rows.items()} for method, rows in report.items()}
     write_json(Path(__file__).with_suffix(".json"), {
         "model": predictor.name, "phantoms": options.count, "seed": HELD_OUT_SEED - 1, "first": FIRST, "with_lesion": int(labels.sum()), "detected": len(images),
-        "winner_by_pointing": winner, "measures": short, "pointing_by": _finite(bins), "seconds": round(time.perf_counter() - start, 1)})
-
-
-def _finite(data):
-    "Infinite bin limits as null, which JSON can hold."
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not np.isfinite(data) else data
+        "winner_by_pointing": winner, "measures": short, "pointing_by": bins, "seconds": round(time.perf_counter() - start, 1)})
 
 
 if __name__ == "__main__":

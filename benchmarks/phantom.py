@@ -1,12 +1,14 @@
 """Phantoms per second, at 128 and 224 pixels, with one and two workers.
 
     python benchmarks/phantom.py [--seconds 10] [--json]
-    python benchmarks/phantom.py --stream 100000
+    python benchmarks/phantom.py --stream 100000 [--json]
 
-One worker is measured in this process on one thread; two workers through `phantom_stream`. --json also writes phantom.json beside this file.
---stream N instead renders N phantoms of 128 pixels in this process and prints the resident memory ten times on the way (Linux only).
+One worker is measured in this process on one thread; two workers through `phantom_stream`. --stream N instead renders N phantoms of 128
+pixels in this process and prints the resident memory ten times on the way (Linux only). --json also writes what was measured into
+phantom.json beside this file, speed and memory each in its own part, and keeps the other part.
 """
 import argparse
+import json
 import os
 import time
 from pathlib import Path
@@ -15,6 +17,8 @@ import cv2
 
 from brain_vit._base import write_json
 from brain_vit.phantom import Phantom, phantom_stream
+
+PATH = Path(__file__).with_suffix(".json")
 
 
 def rate(size, workers, seconds, batch_size=32):
@@ -41,31 +45,38 @@ def resident():
 def watch_memory(count, batch_size=20):
     "Memory after every tenth of a stream: flat means that nothing is kept."
     stream = phantom_stream(Phantom.full(), batch_size=batch_size, workers=0)
+    rows = []
     print(f"{'images':>9} {'resident MB':>12}")
     for done in range(batch_size, count + 1, batch_size):
         next(stream)
         if done % max(batch_size, count // 10) < batch_size:
-            print(f"{done:9d} {resident():12.1f}", flush=True)
+            rows.append({"images": done, "megabytes": round(resident(), 1)})
+            print(f"{done:9d} {rows[-1]['megabytes']:12.1f}", flush=True)
+    return {"stream": rows}
+
+
+def measure_speed(seconds):
+    "Both sizes, with one and with two workers."
+    load, rows = round(os.getloadavg()[0], 1), []
+    print(f"{'pixels':>7} {'workers':>8} {'images/s':>9} {'ms/image':>9} {'cpu ms':>7}")
+    for size in (128, 224):
+        for workers in (0, 2):
+            row = rate(size, workers, seconds)
+            rows.append(row)
+            print(f"{size:7d} {row['workers']:8d} {row['images_per_second']:9.1f} {row['ms_per_image']:9.2f} {row['cpu_ms_per_image'] or '':>7}")
+    return {"cpus": os.cpu_count(), "load_before": load, "rows": rows}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10, help="length of each measurement")
-    parser.add_argument("--json", action="store_true", help="write phantom.json")
+    parser.add_argument("--json", action="store_true", help="write what was measured into phantom.json")
     parser.add_argument("--stream", type=int, metavar="N", help="memory along N phantoms instead of speed")
     options = parser.parse_args()
     cv2.setNumThreads(1)
-    if options.stream:
-        return watch_memory(options.stream)
-    print(f"{'pixels':>7} {'workers':>8} {'images/s':>9} {'ms/image':>9} {'cpu ms':>7}")
-    rows = []
-    for size in (128, 224):
-        for workers in (0, 2):
-            row = rate(size, workers, options.seconds)
-            rows.append(row)
-            print(f"{size:7d} {row['workers']:8d} {row['images_per_second']:9.1f} {row['ms_per_image']:9.2f} {row['cpu_ms_per_image'] or '':>7}")
+    measured = watch_memory(options.stream) if options.stream else measure_speed(options.seconds)
     if options.json:
-        write_json(Path(__file__).with_suffix(".json"), {"cpus": os.cpu_count(), "load_before": round(os.getloadavg()[0], 1), "rows": rows})
+        write_json(PATH, (json.loads(PATH.read_text()) if PATH.exists() else {}) | measured)
 
 
 if __name__ == "__main__":

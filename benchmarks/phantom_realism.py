@@ -3,18 +3,22 @@
     BRAIN_VIT_DATA=folder_with_yes_and_no python benchmarks/phantom_realism.py
 
 writes phantom_realism.json beside this file: means and spreads over the real pictures (numbers only, no picture), and the accuracy of
-the probe on phantoms. Without BRAIN_VIT_DATA the real part is kept as it is in the file. Takes about two minutes.
+the probes on phantoms: from their borders, and from all metadata of PNG files, as in an audit. Without BRAIN_VIT_DATA the real part is
+kept as it is in the file. Takes about two minutes.
 """
 import argparse
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from brain_vit._base import write_json
 from brain_vit.phantom import Phantom
 from brain_vit.realism import NAMES, border_statistics, picture_statistics, probe
+from brain_vit.review import describe_border, describe_file, metadata_columns, shortcut_probe
 
 PATH = Path(__file__).with_suffix(".json")
 
@@ -27,14 +31,21 @@ def real_part(folder):
     return {"count": len(numbers), "names": list(NAMES), "mean": numbers.mean(0).round(4), "spread": numbers.std(0).round(4)}
 
 
+def describe_slice(image, path):
+    "What an audit knows of a slice in a PNG file without looking at the head."
+    Image.fromarray(image).save(path)
+    return describe_file(path) | describe_border(image)
+
+
 def probe_part(count):
-    "Accuracy of the probe on `count` phantoms, from their borders alone."
-    recipe, features, labels = Phantom.full(), [], []
-    for index in range(count):
-        item = recipe.render(seed=2024, index=index)
-        features.append(border_statistics(item.image))
-        labels.append(item.label)
-    return {"count": count, "positive": float(np.mean(labels)), "border": probe(np.array(features), np.array(labels))}
+    "Accuracy of the probes on `count` phantoms, from their borders alone and from all their metadata."
+    with tempfile.TemporaryDirectory() as folder:
+        items = (Phantom.full().render(seed=2024, index=index) for index in range(count))
+        rows = [(border_statistics(item.image), describe_slice(item.image, Path(folder) / "slice.png"), item.label) for item in items]
+    borders, facts, labels = map(list, zip(*rows))
+    labels = np.array(labels)
+    return {"count": count, "positive": float(labels.mean()), "border": probe(np.array(borders), labels),
+            "metadata": shortcut_probe(metadata_columns(facts), labels, np.arange(count))}
 
 
 def main():

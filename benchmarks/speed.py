@@ -1,13 +1,15 @@
 """How fast brain_vit is beside its peers, as ratios of one run on one machine.
 
-    make bench       everything but growth, with the peers in an environment of their own
-    .bench/bin/python benchmarks/speed.py --only growth --json
+    make bench                                                            everything but growth, with the peers in an environment of their own
+    .bench/bin/python benchmarks/speed.py --only growth --sizes 250,2500 --json   one part, and of it these folders
 
 Every contender is a process that has built and compiled its part and waits. The rounds go through all of them in turn, so a
-busy minute slows all alike, and a ratio is taken within each round. --json writes the parts that ran into speed.json beside
-this file, which the README's table shows.
+busy minute slows all alike, and a ratio is taken within each round. --json writes what ran into speed.json beside this file, which
+the README's table shows; what did not run stays there as it was. Growth writes each figure when it has it, and leaves out what
+the file already holds for the same code: stopped, it goes on where it was. --again measures all anew.
 """
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -16,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -109,6 +112,12 @@ def measure_models(rounds):
     return report
 
 
+def waiting(fixed, fed):
+    "The share of training time that goes when input is ready: from the medians of all rounds, for single rounds differ more than that; and the range of the rounds."
+    median = 1 - statistics.median(fed) / statistics.median(fixed)
+    return spread([1 - b / a for a, b in zip(fixed, fed)]) | {"median": round(median, 3), "rates": {"fixed": spread(fixed, 1), "fed": spread(fed, 1)}}
+
+
 def measure_input(rounds):
     "Augmentation against its peers, decoding, rendering, and how long training waits."
     names = {"ours": "augment-ours", "keras": "augment-keras", "albumentations": "augment-albumentations", "decode": "decode", "render": "render"}
@@ -123,21 +132,33 @@ def measure_input(rounds):
             one = Contender("feed", backend, (preset, str(DROPOUT)))
             rates = interleave({"fixed": (one, "fixed", 1), "fed": (one, "fed", 1)}, rounds)
             one.close()
-            report["waiting"][f"{backend} {preset}"] = spread([1 - fed / fixed for fed, fixed in zip(rates["fed"], rates["fixed"])])
+            report["waiting"][f"{backend} {preset}"] = waiting(rates["fixed"], rates["fed"])
     show("input", report)
     return report
 
 
 def process(command, **options):
-    "Seconds and peak memory in MB of a whole process, which must succeed."
-    start = time.perf_counter()
+    "Seconds and peak memory in MB of a whole process, which must succeed: all of it, and without pages of files that the system may drop."
+    start, own = time.perf_counter(), [0.0]
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, **options)
+        threading.Thread(target=watch, args=(child.pid, own), daemon=True).start()
         _, status, usage = os.wait4(child.pid, 0)
         if status:
             errors.seek(0)
             raise SystemExit(f"{command} failed:\n{errors.read().decode()[-2000:]}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    return time.perf_counter() - start, usage.ru_maxrss / 1024, own[0]
+
+
+def watch(number, own):
+    "Note the peak of a process's own memory, where Linux tells it."
+    try:
+        while True:
+            status = Path(f"/proc/{number}/status").read_text()
+            own[0] = max(own[0], int(status.split("RssAnon:")[1].split()[0]) / 1024)
+            time.sleep(0.1)
+    except (OSError, IndexError):
+        pass
 
 
 HUB_SCRIPT = """
@@ -174,24 +195,41 @@ def measure_cold(rounds):
     return report
 
 
-def measure_growth(counts):
-    "Seconds and peak memory of audit, predict and one epoch of training as the folder grows."
-    report = []
-    for count in counts:
-        folder = Path(tempfile.mkdtemp())
-        try:
-            process([BIN / "brain_vit", "phantom", folder / "set", "--count", str(count)])
-            commands = {"predict": ["predict", folder / "set"], "audit": ["audit", folder / "set", "--out", folder / "audit"],
-                        "train": ["train", folder / "set", "--epochs", "1", "--out", folder / "run"]}
-            row = {"images": count}
-            for name, command in commands.items():
-                seconds, memory = process([BIN / "brain_vit", *command])
-                row[name] = {"seconds": round(seconds, 1), "megabytes": round(memory)}
-                print(f"{count:6} images  {name:8} {seconds:8.1f} s {memory:8.0f} MB", flush=True)
-            report.append(row)
-        finally:
-            shutil.rmtree(folder)
-    return report
+def code_digest():
+    "A name for the code that growth measures."
+    files = sorted((HERE.parent / "brain_vit").glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def measure_growth(sizes, known, keep):
+    "Seconds and peak memory of audit, predict and one epoch of training as the folder grows. `known`: rows that need not be measured; `keep` is told of each figure."
+    rows = {row["images"]: row for row in known}
+    for size in sizes:
+        row = rows.setdefault(size, {"images": size})
+        for name in ("predict", "audit", "train"):
+            if row.get(name, {}).get("code") != code_digest():
+                row[name] = grown(size, name)
+                print("{:6} images  {:8} {seconds:8.1f} s {megabytes:8} MB, {own_megabytes} MB of its own".format(size, name, **row[name]), flush=True)
+                keep([rows[images] for images in sorted(rows)])
+        shutil.rmtree(phantom_folder(size), ignore_errors=True)
+    return [rows[images] for images in sorted(rows)]
+
+
+def phantom_folder(size):
+    "Where phantoms wait until all figures of their size are there."
+    return Path(tempfile.gettempdir()) / f"brain_vit-growth-{size}"
+
+
+def grown(size, name):
+    "One figure. Masks stay where training finds them; what predict reads has none."
+    folder = phantom_folder(size)
+    if not (folder / "set").exists():
+        process([BIN / "brain_vit", "phantom", folder / "set", "--count", str(size)])
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        command = {"predict": ["predict", folder / "set" / "yes", folder / "set" / "no"], "audit": ["audit", folder / "set", "--out", f"{out}/audit"],
+                   "train": ["train", folder / "set", "--epochs", "1", "--out", f"{out}/run"]}[name]
+        seconds, memory, own = process([BIN / "brain_vit", *command])
+    return {"seconds": round(seconds, 1), "megabytes": round(memory), "own_megabytes": round(own), "code": code_digest()}
 
 
 def show(title, report):
@@ -203,6 +241,16 @@ def show(title, report):
             print(f"  {group:15} {name:40} {text}", flush=True)
 
 
+def processor():
+    "The processor's name, as the system tells it."
+    if Path("/proc/cpuinfo").exists():
+        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        return names[0] if names else platform.processor()
+    if platform.system() == "Darwin":
+        return subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True).stdout.strip()
+    return platform.processor()
+
+
 def machine():
     "What the figures were measured on."
     packages = {}
@@ -211,21 +259,40 @@ def machine():
             packages[name] = version(name)
         except ModuleNotFoundError:
             pass
-    return {"cores": os.cpu_count(), "architecture": platform.machine(), "system": platform.system(), "python": platform.python_version(), "packages": packages}
+    return {"processor": processor(), "cores": os.cpu_count(), "architecture": platform.machine(), "system": platform.system(), "python": platform.python_version(), "packages": packages}
 
 
-if __name__ == "__main__":
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="models,input,cold", help="which of models, input, cold, growth")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--counts", type=int, nargs="+", default=[250, 2500, 25000], help="folder sizes of growth")
-    parser.add_argument("--json", action="store_true", help="write what ran into speed.json")
-    options = parser.parse_args()
-    parts = {"models": measure_models, "input": measure_input, "cold": measure_cold, "growth": lambda rounds: measure_growth(options.counts)}
-    file = HERE / "speed.json"
+    parser.add_argument("--sizes", default="250,2500,25000", help="folder sizes of growth")
+    parser.add_argument("--again", action="store_true", help="growth: measure what speed.json holds anew")
+    parser.add_argument("--json", type=Path, nargs="?", const=HERE / "speed.json", help="write what ran into this file (default: speed.json)")
+    options = parser.parse_args(arguments)
+    file = options.json or HERE / "speed.json"
     result = json.loads(file.read_text()) if file.exists() else {}
-    result |= {"machine": machine(), "batch": 32, "image_size": 128, "dropout": DROPOUT, "rounds": options.rounds}
-    for name in options.only.split(","):
-        result[name] = parts[name](options.rounds)
+
+    def keep(name, values):
+        "Put one part into the file; the others stay."
+        result[name] = values
+        about = {"machine": machine()} if name == "growth" else {"machine": machine(), "rounds": options.rounds}
+        result.setdefault("measured", {})[name] = about
+        if name == "models" or "machine" not in result:
+            result.update(about | {"batch": 32, "image_size": 128, "dropout": DROPOUT})
         if options.json:
-            file.write_text(json.dumps(result, indent=1) + "\n")
+            file.with_suffix(".writing").write_text(json.dumps(result, indent=1) + "\n")
+            os.replace(file.with_suffix(".writing"), file)
+
+    parts = {"models": measure_models, "input": measure_input, "cold": measure_cold}
+    for name in options.only.split(","):
+        if name == "growth":
+            sizes = [int(size) for size in options.sizes.split(",")]
+            known = [row for row in result.get("growth", []) if not (options.again and row["images"] in sizes)]
+            keep(name, measure_growth(sizes, known, lambda rows: keep("growth", rows)))
+        else:
+            keep(name, parts[name](options.rounds))
+
+
+if __name__ == "__main__":
+    main()

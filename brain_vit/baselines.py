@@ -10,6 +10,7 @@ __all__ = ['METHODS', 'cell_histograms', 'hog_features', 'Part', 'Outputs', 'Met
 # %% ../nbs/12_baselines.ipynb #7481b60b
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +55,12 @@ def hog_features(
     images: np.ndarray, # (n, image_size, image_size, 1) in 0..1
     batch_size: int = 256, # images at a time, to bound memory
 ) -> np.ndarray: # (n, features) float32
-    "HOG (Dalal and Triggs, 2005): cells normalised in overlapping blocks of 2 × 2, clipped at 0.2."
+    "HOG (Dalal and Triggs, 2005): cells normalized in overlapping blocks of 2 × 2, clipped at 0.2."
     return np.concatenate([_blocks(cell_histograms(images[start:start + batch_size])) for start in range(0, len(images), batch_size)])
 
 # %% ../nbs/12_baselines.ipynb #35e0d55d
 def _blocks(cells):
-    "Each cell with its three neighbours to the right and below, normalised together: (n, features)."
+    "Each cell with its three neighbors to the right and below, normalized together: (n, features)."
     blocks = np.concatenate([cells[:, :-1, :-1], cells[:, :-1, 1:], cells[:, 1:, :-1], cells[:, 1:, 1:]], axis=-1)
     for _ in range(2):
         blocks = (blocks / (np.linalg.norm(blocks, axis=-1, keepdims=True) + 1e-3)).clip(max=0.2)
@@ -118,7 +119,7 @@ def guess_share(
 def support_vectors(
     seed: int, # not used: this machine is deterministic
 ): # an untrained scikit-learn classifier
-    "A support vector machine with a Gaussian kernel on standardised features."
+    "A support vector machine with a Gaussian kernel on standardized features."
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
@@ -180,7 +181,7 @@ def build_cnn(
 
 # %% ../nbs/12_baselines.ipynb #b8c72288
 def _stage(values, width, strides):
-    "Convolution, normalisation, half the size."
+    "Convolution, normalization, half the size."
     import keras
     values = keras.layers.Conv2D(width, 3, strides=strides, padding="same", use_bias=False)(values)
     values = keras.layers.BatchNormalization(momentum=0.9)(values)
@@ -190,15 +191,16 @@ def _stage(values, width, strides):
 def network_batches(
     train: Part, # learned from
     validation: Part, # chooses the epoch
-    training, # `TrainConfig`: batch size, augmentation, seed
+    training, # `TrainConfig`: batch size, augmentation, phantoms, seed
     patch_size: int | None = None, # of a network with lesion scores
 ) -> list: # two `SliceBatches`
     "Batches of both parts, as `fit` wants them."
     from brain_vit.augment import augment_batch
-    from brain_vit.training import SliceBatches
-    augment = augment_batch if training.augment else None
-    return [SliceBatches(part.images, part.labels, part.masks, patch_size, training.batch_size, change, training.seed)
-            for part, change in ((train, augment), (validation, None))]
+    from brain_vit.training import MixedBatches, SliceBatches
+    kind = partial(MixedBatches, training.phantoms) if training.phantoms else SliceBatches
+    options = {"patch_size": patch_size, "batch_size": training.batch_size, "seed": training.seed}
+    return [kind(train.images, train.labels, train.masks, augment=augment_batch if training.augment else None, **options),
+            SliceBatches(validation.images, validation.labels, validation.masks, **options)]
 
 # %% ../nbs/12_baselines.ipynb #eda7957f
 def train_network(

@@ -22,11 +22,11 @@ def plot_reliability(
     "Share of tumors against predicted probability; a dot's area is its number of images, the bar its Wilson interval."
     import matplotlib.pyplot as plt
     axis = plt.subplots(figsize=(3.4, 3.2))[1] if axis is None else axis
-    colour = list(PALETTE.values())[len(axis.collections) // 2 % len(PALETTE)]
+    color = list(PALETTE.values())[len(axis.collections) // 2 % len(PALETTE)]
     means, shares, lows, highs, counts = _reliability(np.asarray(labels), np.asarray(probabilities, "float64"), num_bins)
     axis.plot([0, 1], [0, 1], color=PALETTE["grey"], linewidth=1, linestyle="--")
-    axis.vlines(means, lows, highs, color=colour, alpha=0.5)
-    axis.scatter(means, shares, s=10 + 250 * counts / counts.sum(), color=colour, label=name, zorder=3)
+    axis.vlines(means, lows, highs, color=color, alpha=0.5)
+    axis.scatter(means, shares, s=10 + 250 * counts / counts.sum(), color=color, label=name, zorder=3)
     axis.set(xlabel="probability of tumor", ylabel="share of tumors", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
     if name:
         axis.legend(loc="upper left", fontsize=8)

@@ -257,6 +257,8 @@ def evaluate(
 
     Example: brain_vit evaluate brain_tumor_dataset --preset small,hog,majority --repeats 3 --out evaluation
     """
+    if jobs == 0:
+        raise InputError("With --jobs 0 nothing would run: give a number of folds at a time, or -1 for one per core.")
     from brain_vit.baselines import METHODS
     from brain_vit.evaluate import evaluate as run_evaluation, summary
     image_set = _load(data, seed, count)
@@ -334,10 +336,11 @@ def heatmap(
     Example: brain_vit heatmap slice.jpg --out overlays --npy
     """
     _check_heatmap(method, out, masks, as_json)
-    if masks is not None:
-        _score_heatmaps(paths, masks, model, method, as_json)
+    failed = masks is not None and _score_heatmaps(paths, masks, model, method, as_json)
     if out is not None:
         _draw_heatmaps(paths, out, model, method, npy, sys.stderr if as_json else sys.stdout)
+    if failed:
+        raise typer.Exit(2)
 
 # %% ../nbs/16_cli.ipynb #87e70a7d
 def _check_heatmap(method, out, masks, as_json):
@@ -354,12 +357,24 @@ def _check_heatmap(method, out, masks, as_json):
 
 # %% ../nbs/16_cli.ipynb #e8df0a1e
 def _score_heatmaps(paths, masks, model, method, as_json):
-    "Print how often and how well the heat lies in the masks, beside the lecture's attention."
-    from brain_vit.faithfulness import faithfulness_table, score_folder
-    from brain_vit.predict import Predictor
-    scores = score_folder(Predictor.load(model), paths, masks, (method, "attention") if method else None)
-    print(json.dumps(scores, indent=2) if as_json else
-          f"{scores['n']} images with masks, {scores['n_detected']} detected\n\n{faithfulness_table(scores['detected'])}")
+    "Print how well the heat finds the lesions, beside the lecture's attention and chance; returns how many files failed."
+    from brain_vit.faithfulness import score_folder
+    from brain_vit.predict import load_predictor
+    scores = score_folder(load_predictor(model, method), paths, masks, (method, "attention") if method else None)
+    for failure in scores["failed"]:
+        print(f"Error: {failure['error']}", file=sys.stderr)
+    print(json.dumps(scores, indent=2) if as_json else _scores(scores))
+    return len(scores["failed"])
+
+# %% ../nbs/16_cli.ipynb #76a5ff7d
+def _scores(scores):
+    "What `score_folder` found, as text."
+    from brain_vit.faithfulness import faithfulness_table, hits_table
+    best = next(iter(scores["all"]))
+    parts = [f"{scores['n']} images with masks, {scores['n_detected']} detected; {len(scores['skipped'])} without a mask skipped, {len(scores['failed'])} could not be used"]
+    parts += [f"{name} images with masks (95% intervals)\n\n{faithfulness_table(scores[name])}" for name in ("all", "detected")]
+    parts += [f"pointing of '{best}' by {name} of the lesion, all images\n\n{hits_table(bins, name)}" for name, bins in scores["hit_rates"]["all"][best].items()]
+    return "\n\n".join(parts)
 
 # %% ../nbs/16_cli.ipynb #3f705023
 def _draw_heatmaps(paths, out, model, method, npy, stream):

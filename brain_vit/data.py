@@ -24,7 +24,7 @@ from ._base import InputError
 
 # %% ../nbs/00_data.ipynb #75c4aaa3
 def scale_levels(values):
-    "Any grey levels as 0 to 255, from their 0.1 to their 99.9 percentile."
+    "Any gray levels as 0 to 255, from their 0.1 to their 99.9 percentile."
     values = np.nan_to_num(values, posinf=0, neginf=0)
     low, high = np.percentile(values, (0.1, 99.9))
     return (255 * (values - low) / max(high - low, 1e-12)).clip(0, 255).round().astype("uint8")
@@ -33,7 +33,7 @@ def scale_levels(values):
 def to_grey(
     image: Image.Image, # a decoded image of any mode
 ) -> np.ndarray: # (height, width) uint8
-    "Grey levels of `image`: transparency over black; 16 bit and float by their 0.1 and 99.9 percentiles."
+    "Gray levels of `image`: transparency over black; 16 bit and float by their 0.1 and 99.9 percentiles."
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         return scale_levels(np.asarray(image, "float64"))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -43,7 +43,7 @@ def to_grey(
 
 # %% ../nbs/00_data.ipynb #34b0ada9
 def decode(path, max_pixels):
-    "Unpack a file whose size has been looked at first, turn it upright, and take its grey levels."
+    "Unpack a file whose size has been looked at first, turn it upright, and take its gray levels."
     with warnings.catch_warnings(), open(path, "rb") as file:
         warnings.simplefilter("ignore")
         image = Image.open(file)
@@ -64,7 +64,7 @@ def read_image(
     path: str | Path, # an image file; its content decides about the format, not its suffix
     max_pixels: int = 64_000_000, # refuse larger images: a small file can unpack to gigabytes
 ) -> np.ndarray: # (height, width) uint8, upright
-    "Read one image file as grey levels. Raises `InputError` on anything that is not a whole image."
+    "Read one image file as gray levels. Raises `InputError` on anything that is not a whole image."
     path = Path(path)
     refuse_no_file(path)
     try:

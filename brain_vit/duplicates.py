@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['thumbnail', 'Keypoints', 'find_keypoints', 'align', 'fit_affine', 'local_correlation', 'likeness', 'mirror_first',
            'word_counts', 'choose_vocabulary', 'weigh', 'index_words', 'candidate_pairs', 'linked', 'same_picture',
-           'twin_pairs', 'duplicate_groups', 'with_groups', 'group_sheet', 'shortened']
+           'twin_pairs', 'StoredKeypoints', 'duplicate_groups', 'with_groups', 'group_sheet', 'shortened']
 
 # %% ../nbs/02_duplicates.ipynb #c8e8baeb
+import copy
 import hashlib
 import os
+import tempfile
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import combinations
+from threading import Lock
 
 # %% ../nbs/02_duplicates.ipynb #ad742b71
 import cv2
@@ -161,20 +164,23 @@ def mirror_first(
 
 # %% ../nbs/02_duplicates.ipynb #72810558
 def word_counts(
-    keypoints: list, # Keypoints of each image
+    keypoints: Sequence, # Keypoints of each image
     vocabulary: np.ndarray, # (words, 128) unit descriptors
+    mirrored: bool = False, # of the images in the mirror
+    each: Callable = map, # applies a function to every image
 ): # sparse (n, words) matrix of counts
     "How often each word of the vocabulary occurs in each image."
     from scipy.sparse import csr_array
-    words = [(details.unit() @ vocabulary.T).argmax(1) for details in keypoints]
-    starts = np.cumsum([0] + [len(found) for found in words])
+    name = lambda details: (details.unit() @ vocabulary.T).argmax(1).astype("uint16")
+    words = list(each(lambda index: name(keypoints[index].mirrored() if mirrored else keypoints[index]), range(len(keypoints))))
+    starts = np.cumsum([0] + [len(found) for found in words], dtype="int32")
     counts = csr_array((np.ones(starts[-1], "float32"), np.concatenate(words), starts), shape=(len(words), len(vocabulary)))
     counts.sum_duplicates()
     return counts
 
 # %% ../nbs/02_duplicates.ipynb #ed24ed87
 def choose_vocabulary(
-    keypoints: list, # Keypoints of each image
+    keypoints: Sequence, # Keypoints of each image
     size: int = 4096, # words
     seed: int = 0,
 ) -> np.ndarray: # (words, 128) unit descriptors
@@ -189,49 +195,71 @@ def choose_vocabulary(
 
 # %% ../nbs/02_duplicates.ipynb #c3ae4b2b
 def weigh(
-    counts, # sparse (n, words)
+    counts, # sparse (n, words); its numbers are replaced
     rarity: np.ndarray, # (words,)
 ): # sparse (n, words), rows of length one
     "Damp repeated words, stress rare ones, and give every image the same length."
-    from scipy.sparse import diags_array
-    weighted = counts.sqrt() @ diags_array(rarity.astype("float32"))
-    return diags_array(1 / np.maximum(np.sqrt((weighted**2).sum(1)), 1e-9)) @ weighted
+    counts.data = np.sqrt(counts.data) * rarity.astype("float32")[counts.indices]
+    lengths = np.sqrt((counts**2).sum(1))
+    counts.data /= np.repeat(np.maximum(lengths, 1e-9), np.diff(counts.indptr))
+    return counts
 
 # %% ../nbs/02_duplicates.ipynb #525a8729
 def index_words(
-    keypoints: list, # Keypoints of each image
+    keypoints: Sequence, # Keypoints of each image
+    each: Callable = map, # applies a function to every image
 ) -> tuple: # two sparse (n, words) matrices: the images as they are, and in the mirror
     "The weighted words of all images."
     vocabulary = choose_vocabulary(keypoints, min(4096, max(1024, 8 * len(keypoints))))
-    plain = word_counts(keypoints, vocabulary)
-    rarity = np.log((len(keypoints) + 1) / ((plain > 0).sum(0) + 1))
-    mirrored = word_counts([details.mirrored() for details in keypoints], vocabulary)
+    plain, mirrored = (word_counts(keypoints, vocabulary, in_mirror, each) for in_mirror in (False, True))
+    seen_in = np.bincount(plain.indices, minlength=len(vocabulary))
+    rarity = np.log((len(keypoints) + 1) / (seen_in + 1))
     return weigh(plain, rarity), weigh(mirrored, rarity)
 
 # %% ../nbs/02_duplicates.ipynb #f6820d93
-def best_partners(shared, i, neighbours):
-    "The images that share most with image i; itself and those that share nothing are left out."
-    shared[i] = 0
-    best = np.argpartition(-shared, min(neighbours, len(shared)) - 1)[:neighbours]
-    return best[shared[best] > 0].tolist()
+def merge_best(shared, names, more, more_names, neighbors):
+    "The `neighbors` largest of two tables of shared words, row by row, and whose they are."
+    shared, names = np.concatenate([shared, more], 1), np.concatenate([names, np.broadcast_to(more_names, more.shape)], 1)
+    best = np.argpartition(-shared, min(neighbors, shared.shape[1]) - 1, axis=1)[:, :neighbors]
+    return np.take_along_axis(shared, best, 1), np.take_along_axis(names, best, 1)
+
+# %% ../nbs/02_duplicates.ipynb #b47e1a05
+def best_partners(rows, numbers, others, among, neighbors, block):
+    "The images that share most words with each of some images `numbers`: pairs of numbers."
+    shared, names = np.zeros((len(numbers), 0), "float32"), np.zeros((len(numbers), 0), int)
+    for start in range(0, len(among), block):
+        chosen = among[start : start + block]
+        more = (rows @ others[chosen].T).toarray()
+        more[numbers[:, None] == chosen] = 0
+        shared, names = merge_best(shared, names, more, chosen, neighbors)
+    row, column = np.nonzero(shared)
+    return numbers[row], names[row, column]
+
+# %% ../nbs/02_duplicates.ipynb #e2c05b9d
+def all_pairs(numbers):
+    "Each of a few images with each, as it is and in the mirror."
+    one, other = np.triu_indices(len(numbers), k=1)
+    return np.stack([numbers[one].repeat(2), numbers[other].repeat(2), np.tile([0, 1], len(one))], 1)
 
 # %% ../nbs/02_duplicates.ipynb #66c087bc
 def candidate_pairs(
     plain, # sparse (n, words), from `index_words`
     mirrored, # sparse (n, words), likewise
-    neighbours: int = 6, # candidates per image, plain and mirrored each
-    chunk: int = 256, # images compared with all others at a time
-) -> list: # (i, j, in the mirror) with i < j
+    neighbors: int = 6, # candidates per image, plain and mirrored each
+    among: np.ndarray | None = None, # numbers of the images that are searched, ascending; None: all
+    block: int = 1024, # so many images are compared with so many at a time
+) -> np.ndarray: # (m, 3) int: i, j, in the mirror; i < j, sorted
     "Pairs of images which share most words, as they are or in the mirror; all pairs when they are few."
-    if plain.shape[0] <= neighbours + 1:
-        return [(i, j, in_mirror) for i, j in combinations(range(plain.shape[0]), 2) for in_mirror in (False, True)]
-    pairs = set()
-    for others, in_mirror in ((plain, False), (mirrored, True)):
-        for start in range(0, plain.shape[0], chunk):
-            shared = (plain[start : start + chunk] @ others.T).toarray()
-            for i, row in enumerate(shared, start):
-                pairs.update((min(i, j), max(i, j), in_mirror) for j in best_partners(row, i, neighbours))
-    return sorted(pairs)
+    among = np.arange(plain.shape[0]) if among is None else among
+    if len(among) <= neighbors + 1:
+        return all_pairs(among)
+    found = []
+    for others, in_mirror in ((plain, 0), (mirrored, 1)):
+        for start in range(0, len(among), block):
+            numbers = among[start : start + block]
+            one, other = best_partners(plain[numbers], numbers, others, among, neighbors, block)
+            found.append(np.stack([np.minimum(one, other), np.maximum(one, other), np.full(len(one), in_mirror)], 1))
+    return np.unique(np.concatenate(found), axis=0)
 
 # %% ../nbs/02_duplicates.ipynb #3bba569d
 def linked(
@@ -247,7 +275,7 @@ def linked(
 # %% ../nbs/02_duplicates.ipynb #0713f959
 def same_picture(
     images, # sequence of (height, width) uint8, read when needed
-    keypoints: list, # their Keypoints
+    keypoints: Sequence, # their Keypoints
     one: int, # index of an image
     other: int, # index of another
     in_mirror: bool, # look at the other in the mirror
@@ -261,27 +289,39 @@ def same_picture(
 # %% ../nbs/02_duplicates.ipynb #0c97f329
 def propose(index, count, found):
     "Candidate pairs among one image of each family found so far."
-    first = np.unique(linked(count, found), return_index=True)[1]
-    pairs = candidate_pairs(*(words[first] for words in index))
-    return [(int(first[i]), int(first[j]), mirror) for i, j, mirror in pairs]
+    return candidate_pairs(*index, among=np.unique(linked(count, found), return_index=True)[1])
+
+# %% ../nbs/02_duplicates.ipynb #d5e70a1b
+def fresh_pairs(pairs, count, seen):
+    "Those of `pairs` whose number is not in `seen`, and all numbers together."
+    numbers = np.ravel_multi_index(pairs.T, (count, count, 2))
+    fresh = np.setdiff1d(numbers, seen)
+    return np.stack(np.unravel_index(fresh, (count, count, 2)), 1).tolist(), np.union1d(seen, numbers)
+
+# %% ../nbs/02_duplicates.ipynb #b03f5e69
+def in_turns(pool, function, items, turn=4096):
+    "`pool.map`, with a short queue."
+    for start in range(0, len(items), turn):
+        yield from pool.map(function, items[start : start + turn])
 
 # %% ../nbs/02_duplicates.ipynb #a0827d60
 def twin_pairs(
     images, # sequence of (height, width) uint8, all different
-    keypoints: list, # their Keypoints
+    keypoints: Sequence, # their Keypoints
     pool, # threads that share the work
 ) -> list: # (i, j) of images that show the same picture
     "Propose and confirm until nothing new is found, each time with one image of each family found so far."
     if not any(len(details.positions) for details in keypoints):
         return []
-    index, found, seen = index_words(keypoints), [], set()
+    each = lambda function, items: in_turns(pool, function, items)
+    index, found, seen = index_words(keypoints, each), [], np.zeros(0, int)
     while True:
-        fresh = [pair for pair in propose(index, len(images), found) if pair not in seen]
-        confirmed = pool.map(lambda pair: same_picture(images, keypoints, *pair), fresh)
-        new = [pair[:2] for pair, twins in zip(fresh, confirmed) if twins]
+        fresh, seen = fresh_pairs(propose(index, len(images), found), len(images), seen)
+        confirmed = each(lambda pair: same_picture(images, keypoints, *pair), fresh)
+        new = [tuple(pair[:2]) for pair, twins in zip(fresh, confirmed) if twins]
         if not new:
             return found
-        found, seen = found + new, seen.union(fresh)
+        found = found + new
 
 # %% ../nbs/02_duplicates.ipynb #187ee919
 def describe(image):
@@ -289,16 +329,49 @@ def describe(image):
     digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
     return digest, find_keypoints(image)
 
+# %% ../nbs/02_duplicates.ipynb #3e90d1c7
+class StoredKeypoints(Sequence):
+    "The details of many images, in a file; memory holds where each image's begin, and how many there are."
+    def __init__(self):
+        self.file, self.lock, self.places = tempfile.TemporaryFile(), Lock(), []
+
+    def append(self, details: Keypoints):
+        "Add the details of one image."
+        begin = self.file.seek(0, os.SEEK_END)
+        for values in (details.positions, details.turns, details.descriptors):
+            self.file.write(values.tobytes())
+        self.places.append((begin, len(details.positions)))
+
+    def subset(self, indices):
+        "The details of the chosen images, in the chosen order, in the same file."
+        chosen = copy.copy(self)
+        chosen.places = [self.places[index] for index in indices]
+        return chosen
+
+    def __len__(self):
+        return len(self.places)
+
+    def __getitem__(self, index):
+        begin, count = self.places[index]
+        with self.lock:
+            self.file.seek(begin)
+            content = self.file.read(160 * count)
+        positions, turns = np.frombuffer(content, complex, 2 * count).reshape(2, count)
+        return Keypoints(positions, turns, np.frombuffer(content, "uint8", offset=32 * count).reshape(count, 128))
+
 # %% ../nbs/02_duplicates.ipynb #8a36c13e
 def duplicate_groups(
     images, # sequence of (height, width) uint8, read when needed
 ) -> np.ndarray: # (n,) int: equal numbers for images that show the same picture
     "Find twins: equal pixels, or another size, crop, contrast, compression, turn or mirroring of the same picture."
     from threadpoolctl import threadpool_limits
+    digests, keypoints = [], StoredKeypoints()
     with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests, keypoints = zip(*pool.map(lambda index: describe(images[index]), range(len(images))))
+        for digest, details in in_turns(pool, lambda index: describe(images[index]), range(len(images)), turn=256):
+            digests.append(digest)
+            keypoints.append(details)
         _, first, same = np.unique(digests, return_index=True, return_inverse=True)
-        pairs = twin_pairs(take(images, first), [keypoints[index] for index in first], pool)
+        pairs = twin_pairs(take(images, first), keypoints.subset(first), pool)
     return linked(len(images), [(first[i], first[j]) for i, j in pairs] + list(zip(range(len(same)), first[same])))
 
 # %% ../nbs/02_duplicates.ipynb #529e40ab

@@ -57,6 +57,18 @@ class FeedForward(keras.layers.Layer):
     def get_config(self):
         return {**super().get_config(), "d_model": self.d_model, "mlp_ratio": self.mlp_ratio, "dropout": self.dropout}
 
+# %% ../nbs/08_encoder.ipynb #92402528
+def _project_jointly(attention, tokens):
+    "Query, key and value, each (batch, num_heads, num_tokens, key_dim), from one matrix product."
+    ops, width = keras.ops, attention.num_heads * attention.key_dim
+    _, num_tokens, d_model = tokens.shape
+    dense = (attention.query_dense, attention.key_dense, attention.value_dense)
+    kernel = ops.concatenate([ops.reshape(layer.kernel, (d_model, width)) for layer in dense], axis=1)
+    bias = ops.concatenate([ops.reshape(layer.bias, (width,)) for layer in dense], axis=0)
+    joint = ops.matmul(ops.reshape(tokens, (-1, d_model)), ops.cast(kernel, tokens.dtype)) + ops.cast(bias, tokens.dtype)
+    joint = ops.reshape(joint, (-1, num_tokens, 3, attention.num_heads, attention.key_dim))
+    return ops.unstack(ops.transpose(joint, (2, 0, 3, 1, 4)), 3)
+
 # %% ../nbs/08_encoder.ipynb #760fbb0a
 def fused_self_attention(
     attention: keras.layers.MultiHeadAttention, # built, with equal query, key and value sizes
@@ -66,11 +78,7 @@ def fused_self_attention(
     "What `attention(tokens, tokens, return_attention_scores=True)` computes, with its weights, in fewer and larger products."
     ops, heads, size = keras.ops, attention.num_heads, attention.key_dim
     _, num_tokens, d_model = tokens.shape
-    dense = (attention.query_dense, attention.key_dense, attention.value_dense)
-    kernel = ops.concatenate([ops.reshape(layer.kernel, (d_model, heads * size)) for layer in dense], axis=1)
-    bias = ops.concatenate([ops.reshape(layer.bias, (heads * size,)) for layer in dense], axis=0)
-    joint = ops.matmul(ops.reshape(tokens, (-1, d_model)), ops.cast(kernel, tokens.dtype)) + ops.cast(bias, tokens.dtype)
-    query, key, value = ops.unstack(ops.transpose(ops.reshape(joint, (-1, num_tokens, 3, heads, size)), (2, 0, 3, 1, 4)), 3)
+    query, key, value = _project_jointly(attention, tokens)
     similarity = ops.cast(ops.matmul(query * size ** -0.5, ops.swapaxes(key, -1, -2)), "float32")
     if mask is not None:
         similarity = ops.where(ops.expand_dims(mask, (1, 2)), similarity, -1e9)

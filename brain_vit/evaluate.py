@@ -176,12 +176,17 @@ def _mistakes(report, image_set, runs):
 
 # %% ../nbs/12_evaluate.ipynb #3990931f
 def _draw_errors(wrong, image_set, results, images):
-    "The mistakes, with the heats of one turn where the method gave any."
-    index = {path: i for i, path in enumerate(image_set.paths)}
-    heats = {i: heat for result in results if "heats" in result for i, heat in zip(result["test"], result["heats"].astype("float32"))}
+    "The mistakes, with the heats of a wrong turn where the method gave any."
+    index, heats = {path: i for i, path in enumerate(image_set.paths)}, _wrong_heats(image_set.labels, results)
     chosen = [index[row["path"]] for row in wrong]
     titles = [f"{Path(row['path']).name[:14]}\n{'tumor' if row['label'] else 'none'}, says {row['probability']:.2f}" for row in wrong]
     return show_images([images[i] for i in chosen], titles, heats=[heats.get(i) for i in chosen] if heats else None, size=1.6)
+
+# %% ../nbs/12_evaluate.ipynb #626dde39
+def _wrong_heats(labels, results):
+    "image → heat of its last turn with a wrong answer, for a method that gives heats."
+    return {i: heat.astype("float32") for result in results if "heats" in result
+            for i, decision, heat in zip(result["test"], result["decision"], result["heats"]) if decision != labels[i]}
 
 # %% ../nbs/12_evaluate.ipynb #3ec97d68
 def _slug(name):

@@ -4,20 +4,18 @@
 
 # %% auto #0
 __all__ = ['HEATMAPS', 'attention_heat', 'rollout_heat', 'probed_block', 'layers_of', 'probed_logit', 'probe_gradients',
-           'logit_gradients', 'relevance_rollout', 'relevance_heat', 'gradcam_heat', 'blurred', 'hide_patches',
-           'occlusion_heat', 'lesion_heat', 'shifted_lesion_heat', 'heatmap', 'pointing_hits', 'show_heads',
-           'head_statistics']
+           'logit_gradients', 'relevance_rollout', 'relevance_heat', 'gradcam_heat', 'occlusion_heat', 'lesion_heat',
+           'shifted_lesion_heat', 'heatmap', 'show_heads', 'head_statistics']
 
 # %% ../nbs/13_heatmap.ipynb #c102b473
 from collections.abc import Callable
 
-import cv2
 import keras
 import numpy as np
 from keras import ops
 
 from ._base import InputError
-from .draw import attention_rollout, attention_values, default_heatmap, squash, upsample_patches
+from .draw import attention_rollout, attention_values, blurred, default_heatmap, hide_patches, pointing_hits, squash, upsample_patches
 from .encoder import TransformerBlock
 from .views import mean_heat
 from .vit import attention_maps, predict_outputs
@@ -163,26 +161,6 @@ def gradcam_heat(
 
     return _gradient_heat(model, images, batch_size, evidence)
 
-# %% ../nbs/13_heatmap.ipynb #252082e6
-def blurred(
-    images: np.ndarray, # (n, image_size, image_size, 1)
-    sigma: float, # pixels
-) -> np.ndarray: # of the same shape
-    "Each image without its details, to hide patches with."
-    return np.stack([cv2.GaussianBlur(np.asarray(image[..., 0], "float32"), (0, 0), sigma) for image in images])[..., None]
-
-# %% ../nbs/13_heatmap.ipynb #8cb28f8e
-def hide_patches(
-    images: np.ndarray, # (n, image_size, image_size, 1)
-    hidden: np.ndarray, # (n, num_patches) bool
-    hiding: np.ndarray, # (n, image_size, image_size, 1), what is seen instead
-) -> np.ndarray: # (n, image_size, image_size, 1)
-    "`hiding` where `hidden`, else `images`."
-    grid = int(round(hidden.shape[-1] ** 0.5))
-    size = images.shape[1] // grid
-    place = hidden.reshape(-1, grid, grid).repeat(size, axis=1).repeat(size, axis=2)
-    return np.where(place[..., None], hiding, images)
-
 # %% ../nbs/13_heatmap.ipynb #e781dd32
 def occlusion_heat(
     model: keras.Model, # from `build_vit`
@@ -237,15 +215,6 @@ def heatmap(
     if method not in HEATMAPS:
         raise ValueError(f"`method` must be one of {', '.join(HEATMAPS)}. Received: method={method!r}")
     return HEATMAPS[method](model, images)
-
-# %% ../nbs/13_heatmap.ipynb #993fc7ce
-def pointing_hits(
-    heats: np.ndarray, # (n, height, width)
-    masks: np.ndarray, # (n, height, width) bool, none of them empty
-) -> np.ndarray: # (n,) bool
-    "Whether the hottest pixel of each map lies inside its mask. A flat map never hits."
-    flat, inside = heats.reshape(len(heats), -1), masks.reshape(len(masks), -1)
-    return inside[np.arange(len(flat)), flat.argmax(axis=1)] & (np.ptp(flat, axis=1) > 0)
 
 # %% ../nbs/13_heatmap.ipynb #b2e92765
 def show_heads(

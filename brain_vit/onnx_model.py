@@ -63,21 +63,28 @@ class OnnxModel:
         method: str | None = None, # one of `LIGHT_HEATMAPS`; by default what the file names
     ) -> np.ndarray: # (n, image_size, image_size) float32 in 0..1
         "Where the model looked, as `brain_vit.heatmap.heatmap` draws it."
-        method = method or self.settings["heatmap"]
-        if method not in LIGHT_HEATMAPS:
-            *names, last = map(repr, LIGHT_HEATMAPS)
-            raise InputError(f"An exported model cannot draw the heatmap '{method}': choose {', '.join(names)} or {last}, or a run folder.")
+        method = _drawable(method or self.settings["heatmap"], self.names)
         if method == "lesion_shifted":
             return mean_heat(lambda seen: self.heat(seen, "lesion"), images)
-        if method == "lesion" and "lesion" not in self.names:
-            raise InputError("This model has no lesion scores: choose the method 'attention'.")
-        values = sigmoid(self.run(images, "lesion")) if method == "lesion" else self._attended(images, method)
-        return upsample_patches(values, self.image_size)
+        return upsample_patches(_patch_heat(self, images, method), self.image_size)
 
-    def _attended(self, images, method):
-        "(n, num_patches) in 0..1 from the last block's map, or from all of them."
-        maps = self.run(images, "attention_scores")
-        return attention_values(attention_rollout(maps.swapaxes(0, 1))[:, None] if method == "rollout" else maps[:, -1])
+# %% ../nbs/15_onnx.ipynb #c909e37b
+def _drawable(method, outputs):
+    "The method, or an InputError where a model with these outputs cannot draw it."
+    if method not in LIGHT_HEATMAPS:
+        *names, last = map(repr, LIGHT_HEATMAPS)
+        raise InputError(f"An exported model cannot draw the heatmap '{method}': choose {', '.join(names)} or {last}, or a run folder.")
+    if method.startswith("lesion") and "lesion" not in outputs:
+        raise InputError("This model has no lesion scores: choose the method 'attention'.")
+    return method
+
+# %% ../nbs/15_onnx.ipynb #e17b4af4
+def _patch_heat(model, images, method):
+    "(n, num_patches) in 0..1: the lesion scores, or the attention of the last block or of all of them."
+    if method == "lesion":
+        return sigmoid(model.run(images, "lesion"))
+    maps = model.run(images, "attention_scores")
+    return attention_values(attention_rollout(maps.swapaxes(0, 1))[:, None] if method == "rollout" else maps[:, -1])
 
 # %% ../nbs/15_onnx.ipynb #8cfcc289
 def _open(path):

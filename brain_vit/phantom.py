@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ._base import new_folder, write_text
+from ._base import new_folder, write_csv
 from .anatomy import FIELD_OF_VIEW, TissueMap, smooth_noise
 from .axial import AXIAL
 from .contrast import (MATERIAL, SEQUENCES, add_arrow, add_bias, add_frame, add_ghost, add_noise, coarsen, compress,
@@ -34,7 +34,7 @@ class PhantomSlice:
     image: np.ndarray # (height, width) uint8
     mask: np.ndarray # (height, width) bool: the tumor, without the oedema around it
     label: int # 1 = tumor; the mask is empty exactly when the label is 0
-    info: dict # plane, level, sequence, kind, center (row, column), area (share of the head), contrast (-1..1, to its surroundings)
+    info: dict # plane, level, sequence, kind, center (row, column) and area in pixels, share of the head, contrast (-1..1, to its surroundings)
 
 # %% ../nbs/01_phantom.ipynb #6c86198a
 @dataclass(frozen=True)
@@ -45,20 +45,26 @@ class Phantom:
     # anatomy
     levels: tuple = (("vertex", 1.0), ("semiovale", 1.5), ("bodies", 3.0), ("ganglia", 3.5), ("midbrain", 1.5), ("fossa", 1.3), ("frontal", 0.3),
         ("horns", 0.8), ("crus", 0.8), ("trigone", 0.8), ("midline", 1.0), ("lateral", 0.8))
-    atrophy: tuple = (0.0, 1.0) # 0 young, 1 shrunk with wide sulci; low values are likelier
+    atrophy: tuple = (0.0, 1.0) # 0 young, 1 shrunk with wide sulci
+    atrophy_power: float = 2.5 # that of the drawn atrophy: above 1, low values are likelier
     ventricles: tuple = (0.4, 2.2) # width of the ventricles, 1 = normal
+    asymmetry: float = 0.13 # standard deviation of each ventricle's own width, on a logarithmic scale
     # contrast
     sequences: tuple = (("T1", 1.2), ("T1c", 3.0), ("T2", 2.0), ("FLAIR", 2.0), ("PD", 0.4), ("CT", 0.4), ("random", 1.5))
     jitter: tuple = (0.02, 0.1) # spread of each material's gray
     blend: float = 0.3 # chance that a sequence is mixed with random grays
+    blend_share: tuple = (0.0, 0.7) # of random grays in such a mixture
     fat_saturation: float = 0.25 # chance that fat is suppressed
+    fat_left: tuple = (0.15, 0.7) # share of its gray that suppressed fat keeps
     texture: tuple = (0.01, 0.06) # mottle inside tissue
     # view
+    bottom: tuple = (68.0, 128.0) # mm below the middle to which the head counts when it is fitted into the picture
     fill: tuple = (0.72, 1.12) # size of the head relative to the picture
     rotation: tuple = (-12.0, 12.0) # degrees
     shift: float = 0.05 # of the picture
     stretch: tuple = (0.9, 1.18) # width to height
     bend: tuple = (0.5, 3.0) # mm of elastic deformation
+    mirror: float = 0.5 # chance that left and right are swapped
     # lesions
     kinds: tuple = (("ring", 2.5), ("solid", 2.0), ("mottled", 2.0), ("dural", 2.5), ("infiltrative", 2.0), ("metastases", 1.0), ("cystic", 0.8),
         ("haemorrhagic", 0.8), ("sellar", 6.0), ("posterior", 3.0), ("ventricular", 0.8), ("falcine", 0.8), ("pineal", 0.6),
@@ -66,6 +72,8 @@ class Phantom:
     diameter: tuple = (14.0, 80.0) # mm, log-uniform
     small: float = 0.12 # chance of a small one
     small_diameter: tuple = (3.0, 14.0) # mm, log-uniform
+    variation: tuple = (0.7, 1.2) # factor on the diameter, drawn for each lesion of a slice
+    least_radius: float = 1.3 # pixels: no lesion is planned smaller
     least_pixels: int = 8 # a lesion shows at least that many pixels
     visible: float = 0.15 # least difference in gray between a lesion and its surroundings
     # doubles, in both classes
@@ -76,15 +84,20 @@ class Phantom:
     bias: tuple = (0.0, 0.25) # strength of the gain field
     sharpness: tuple = (-0.65, 0.8) # below 0: blurred by so many pixels; above 0: sharpened by that factor
     coarse: float = 0.12 # chance of a lower resolution
+    coarseness: tuple = (1.2, 2.2) # how many times lower
     ghost: float = 0.08 # chance of motion ghosts
+    ghost_shift: tuple = (1 / 8, 1 / 2) # of the picture
+    ghost_strength: tuple = (0.03, 0.12) # brightness of the ghost, 1 = that of the head
     noise: tuple = (0.003, 0.05) # standard deviation, log-uniform
     low: tuple = (-0.06, 0.05) # window's lower bound
     high: tuple = (0.78, 1.3) # window's upper bound
     gamma: tuple = (0.75, 1.45) # brightness curve, log-uniform
-    casing: float = 0.06 # chance of a white or gray background
+    casing: float = 0.06 # chance of a bright background; every other one is white
+    casing_gray: tuple = (0.1, 1.0) # of the others, 0 black, 1 white
     letters: float = 0.25 # chance of burnt-in text
     frame: float = 0.05 # chance of a frame
     arrow: float = 0.03 # chance of an arrow
+    print_gray: tuple = (80.0, 255.0) # gray level of letters, frame and arrow
     jpeg: float = 0.7 # chance of compression
     quality: tuple = (40, 95) # JPEG quality
 
@@ -139,9 +152,9 @@ def log_uniform(generator, span):
 def draw_tissues(recipe, generator):
     "Choose a level and paint its tissue map: (labels, named places, information)."
     level = choose(generator, recipe.levels)
-    atrophy = generator.uniform(*recipe.atrophy) ** 2.5
+    atrophy = generator.uniform(*recipe.atrophy) ** recipe.atrophy_power
     size = log_uniform(generator, recipe.ventricles)
-    ventricles = size * np.exp(generator.normal(0, 0.13, 2))
+    ventricles = size * np.exp(generator.normal(0, recipe.asymmetry, 2))
     tissues = TissueMap(2 * recipe.image_size, generator)
     plane, paint = LEVELS[level]
     sites = paint(tissues, atrophy, ventricles)
@@ -159,7 +172,7 @@ def head_box(labels, bottom):
 # %% ../nbs/01_phantom.ipynb #8f941b92
 def draw_view(recipe, generator, labels):
     "The place (x, y) in mm that each pixel of the picture looks at."
-    x, y, extent = head_box(labels, generator.uniform(68, 128))
+    x, y, extent = head_box(labels, generator.uniform(*recipe.bottom))
     extent /= generator.uniform(*recipe.fill)
     angle, stretch = math.radians(generator.uniform(*recipe.rotation)), log_uniform(generator, recipe.stretch) ** 0.5
     right, down = (generator.uniform(-recipe.shift, recipe.shift, 2) * extent).tolist()
@@ -169,15 +182,15 @@ def draw_view(recipe, generator, labels):
     c, s, bend = math.cos(angle), math.sin(angle), generator.uniform(*recipe.bend)
     x = c * u + (s * v + x) + bend * smooth_noise(generator, size, 4)
     y = c * v - (s * u - y) + bend * smooth_noise(generator, size, 4)
-    return (x if generator.random() < 0.5 else -x), y
+    return (-x if generator.random() >= 1 - recipe.mirror else x), y
 
 # %% ../nbs/01_phantom.ipynb #94b081a8
 def draw_grays(recipe, generator):
     "Choose a sequence and the gray of each material: (name, table)."
     sequence = choose(generator, recipe.sequences)
-    blend = generator.uniform(0, 0.7) * (generator.random() < recipe.blend)
+    blend = generator.uniform(*recipe.blend_share) * (generator.random() < recipe.blend)
     table = draw_contrast(generator, sequence, generator.uniform(*recipe.jitter), blend)
-    dim = generator.uniform(0.15, 0.7) if generator.random() < recipe.fat_saturation else 1.0
+    dim = generator.uniform(*recipe.fat_left) if generator.random() < recipe.fat_saturation else 1.0
     table[[MATERIAL["fat"], MATERIAL["marrow"]]] *= np.float32(dim)
     return sequence, table
 
@@ -195,23 +208,23 @@ def plan_lesions(recipe, generator, scene):
     diameter = log_uniform(generator, recipe.small_diameter if generator.random() < recipe.small else recipe.diameter)
     spots = []
     for _ in range(generator.integers(kind.count[0], kind.count[1] + 1)):
-        radius = max(0.5 * diameter * kind.scale * generator.uniform(0.7, 1.2), 1.3 * scene.pixel)
+        radius = max(0.5 * diameter * kind.scale * generator.uniform(*recipe.variation), recipe.least_radius * scene.pixel)
         spots.append((place_lesion(scene, generator, kind.place, radius), radius))
     return name, spots
 
 # %% ../nbs/01_phantom.ipynb #726c6b6b
 def paint_lesions(image, recipe, generator, scene, table, name, spots):
-    "Paint all planned lesions; if next to nothing of them shows, paint growing round ones until something does."
+    "Paint all planned lesions; if next to nothing of them shows, paint growing round ones until something does: (image, mask, kind)."
     mask = np.zeros(image.shape, bool)
     for center, radius in spots:
         image, part = paint_lesion(image, scene, table, generator, LESIONS[name], center, radius, recipe.visible)
         mask |= part
     radius = 4 + scene.pixel
     while spots and np.count_nonzero(mask) < recipe.least_pixels:
-        center, radius = place_lesion(scene, generator, "deep", 6), radius + 1
-        image, part = paint_lesion(image, scene, table, generator, LESIONS["solid"], center, radius, recipe.visible)
+        name, center, radius = "solid", place_lesion(scene, generator, "deep", 6), radius + 1
+        image, part = paint_lesion(image, scene, table, generator, LESIONS[name], center, radius, recipe.visible)
         mask |= part
-    return image, mask
+    return image, mask, name
 
 # %% ../nbs/01_phantom.ipynb #6d81db19
 def paint_doubles(image, recipe, generator, scene, table):
@@ -231,10 +244,10 @@ def scan(image, recipe, generator):
     image = add_bias(image, generator, generator.uniform(*recipe.bias))
     image = sharpen(image, generator.uniform(*recipe.sharpness))
     if generator.random() < recipe.coarse:
-        image = coarsen(image, generator.uniform(1.2, 2.2))
+        image = coarsen(image, generator.uniform(*recipe.coarseness))
     if generator.random() < recipe.ghost:
-        shift = int(generator.integers(len(image) // 8, len(image) // 2))
-        image = add_ghost(image, shift, generator.uniform(0.03, 0.12), int(generator.integers(2)))
+        shift = int(generator.integers(*(int(share * len(image)) for share in recipe.ghost_shift)))
+        image = add_ghost(image, shift, generator.uniform(*recipe.ghost_strength), int(generator.integers(2)))
     image = add_noise(image, generator, log_uniform(generator, recipe.noise))
     return window(image, generator.uniform(*recipe.low), generator.uniform(*recipe.high), log_uniform(generator, recipe.gamma))
 
@@ -242,11 +255,11 @@ def scan(image, recipe, generator):
 def save(image, recipe, generator, outside):
     "Casing, letters, frame, arrow, compression: uint8."
     if generator.random() < recipe.casing:
-        image = np.where(outside, np.float32(generator.choice([1.0, generator.uniform(0.1, 1)])), image)
+        image = np.where(outside, np.float32(generator.choice([1.0, generator.uniform(*recipe.casing_gray)])), image)
     image = np.uint8(image * 255 + 0.5)
     for chance, change in ((recipe.letters, write_letters), (recipe.frame, add_frame), (recipe.arrow, add_arrow)):
         if generator.random() < chance:
-            change(image, generator, generator.uniform(80, 255))
+            change(image, generator, generator.uniform(*recipe.print_gray))
     return compress(image, generator.integers(*recipe.quality)) if generator.random() < recipe.jpeg else image
 
 # %% ../nbs/01_phantom.ipynb #6cd36243
@@ -256,15 +269,16 @@ def streams(seed, index):
 
 # %% ../nbs/01_phantom.ipynb #584e748c
 def describe(image, mask, head):
-    "Center, area and contrast of a lesion in the finished image."
-    if not mask.any():
-        return {"center": None, "area": 0.0, "contrast": 0.0}
+    "Center, area, share of the head and contrast of a lesion in the finished image."
+    area = int(np.count_nonzero(mask))
+    if not area:
+        return {"center": None, "area": 0, "share": 0.0, "contrast": 0.0}
     around = cv2.dilate(mask.view(np.uint8), np.ones((7, 7), np.uint8)).view(bool) & ~mask & head
     inside, outside = (cv2.mean(image, part.view(np.uint8))[0] for part in (mask, around))
     sums = cv2.moments(mask.view(np.uint8), binaryImage=True)
     center = round(sums["m01"] / sums["m00"], 1), round(sums["m10"] / sums["m00"], 1)
-    area = float(np.count_nonzero(mask) / max(1, np.count_nonzero(head)))
-    return {"center": center, "area": area, "contrast": (inside - outside) / 255 if around.any() else 0.0}
+    share = area / max(1, int(np.count_nonzero(head)))
+    return {"center": center, "area": area, "share": share, "contrast": (inside - outside) / 255 if around.any() else 0.0}
 
 # %% ../nbs/01_phantom.ipynb #3efca31d
 @contextlib.contextmanager
@@ -314,7 +328,7 @@ def render_slice(recipe, seed, index, lesion=None):
     name, spots = plan_lesions(recipe, of_lesion, scene) if label else ("none", [])
     x, y = displace(x, y, scene, of_lesion, name, spots)
     image = paint_doubles(develop(labels, table, x, y), recipe, of_rest, scene, table)
-    image, mask = paint_lesions(image, recipe, of_lesion, scene, table, name, spots)
+    image, mask, name = paint_lesions(image, recipe, of_lesion, scene, table, name, spots)
     image, found = photograph(image, mask, recipe, of_rest, scene)
     return PhantomSlice(image, mask, int(label), info | {"sequence": sequence, "kind": name} | found)
 
@@ -332,12 +346,19 @@ def phantom_dataset(
     paths = [f"phantom/{('no', 'yes')[label]}/{start + offset:06d}.png" for offset, label in enumerate(labels)]
     return ImageSet([item.image for item in slices], labels, paths, np.arange(count), [item.mask for item in slices], [], "phantom")
 
+# %% ../nbs/01_phantom.ipynb #9e60d2b7
+def patch_means(maps, patch_size):
+    "The mean of each patch of square maps (n, size, size), row by row: (n, num_patches) float32."
+    count, rows = len(maps), maps.shape[1] // patch_size
+    return maps.reshape(count, rows, patch_size, rows, patch_size).mean(axis=(2, 4), dtype="float32").reshape(count, -1)
+
 # %% ../nbs/01_phantom.ipynb #e596babc
 def render_batch(job):
-    "A run of consecutive slices (recipe, seed, first, count) as arrays; what a worker of the stream does."
-    recipe, seed, first, count = job
+    "A run of consecutive slices (recipe, seed, first, count, patch_size) as arrays; what a worker of the stream does."
+    recipe, seed, first, count, patch_size = job
     slices = [recipe.render(seed, index) for index in range(first, first + count)]
-    return np.stack([s.image for s in slices]), np.array([s.label for s in slices]), np.stack([s.mask for s in slices])
+    images, labels, masks = np.stack([s.image for s in slices]), np.array([s.label for s in slices]), np.stack([s.mask for s in slices])
+    return images, labels, patch_means(masks, patch_size) if patch_size else masks
 
 # %% ../nbs/01_phantom.ipynb #ba7316e6
 def phantom_stream(
@@ -347,9 +368,12 @@ def phantom_stream(
     start: int = 0, # index of the first slice: resume here
     workers: int = 2, # processes; 0 renders in this one. A script needs `if __name__ == "__main__":` for more
     ahead: int = 8, # batches rendered in advance
-): # generator of images (b, h, w) uint8, labels (b,), masks (b, h, w) bool
+    patch_size: int | None = None, # pixels along each side of a patch: lesion fractions instead of masks
+): # generator of images (b, h, w) uint8, labels (b,), masks (b, h, w) bool or fractions (b, num_patches) float32
     "Endless batches that never repeat, the same whatever the number of workers. Close it when done."
-    jobs = ((recipe, seed, first, batch_size) for first in itertools.count(start, batch_size))
+    if patch_size and recipe.image_size % patch_size:
+        raise ValueError(f"`patch_size` must divide the recipe's image_size, {recipe.image_size}. Received: patch_size={patch_size}")
+    jobs = ((recipe, seed, first, batch_size, patch_size) for first in itertools.count(start, batch_size))
     yield from map(render_batch, jobs) if workers < 1 else in_parallel(jobs, workers, ahead)
 
 # %% ../nbs/01_phantom.ipynb #998c5b04
@@ -372,17 +396,25 @@ def write_phantoms(
     with new_folder(out) as folder:
         for name in ("yes", "no", "masks"):
             (folder / name).mkdir()
-        lines = ["path,label,plane,level,sequence,kind,area"]
-        lines += [write_slice(folder, recipe.render(seed, index), f"{index:06d}.png") for index in range(count)]
-        write_text(folder / "labels.csv", "\n".join(lines) + "\n")
+        rows = [write_slice(folder, recipe.render(seed, index), f"{index:06d}.png") for index in range(count)]
+        write_csv(folder / "labels.csv", rows)
     return out
+
+# %% ../nbs/01_phantom.ipynb #f25a7be8
+def describe_slice(item, path):
+    "A row of `labels.csv`: center and area in pixels, `share` of the head, `contrast` to the surroundings in -1..1."
+    names = {key: item.info[key] for key in ("plane", "level", "sequence", "kind")}
+    row, column = item.info["center"] or (None, None)
+    contrast = round(item.info["contrast"], 4) if item.label else None
+    sizes = {"area": item.info["area"], "share": round(item.info["share"], 4), "contrast": contrast}
+    return {"path": path, "label": item.label, **names, "center_row": row, "center_column": column, **sizes}
 
 # %% ../nbs/01_phantom.ipynb #63169d7c
 def write_slice(folder, item, name):
-    "Write one slice, and its mask if it has a tumor; returns its line of the table."
+    "Write one slice, and its mask if it has a tumor; returns its row of the table."
     from PIL import Image
     path = f"{('no', 'yes')[item.label]}/{name}"
     Image.fromarray(item.image).save(folder / path)
     if item.label:
         Image.fromarray(item.mask.astype("uint8") * 255).save(folder / "masks" / name)
-    return f"{path},{item.label}," + ",".join(str(item.info[key]) for key in ("plane", "level", "sequence", "kind")) + f",{item.info['area']:.4f}"
+    return describe_slice(item, path)

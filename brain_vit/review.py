@@ -391,7 +391,9 @@ def class_plots(image_set):
     figure, axes = plt.subplots(1, 2, figsize=(7, 2.8))
     for label, color in ((1, "orange"), (0, "blue")):
         draw_class(axes, image_set, label, color)
-    axes[0].legend()
+    axes[1].locator_params(integer=True, nbins=4)
+    for axis in axes:
+        axis.legend()
     return figure
 
 # %% ../nbs/02_review.ipynb #06a5c718
@@ -423,11 +425,12 @@ def draw_class(
     from brain_vit._base import PALETTE
     chosen = [image_set.images[i] for i in spread(np.flatnonzero(image_set.labels == label), 200)]
     counts = np.mean([np.bincount(thumbnail(image, 96).ravel(), minlength=256) / thumbnail(image, 96).size for image in chosen], axis=0)
-    name = "yes" if label else "no"
+    name, marker, area = (("no", "s", 16), ("yes", "o", 60))[label]
     axes[0].plot(np.arange(4, 256), np.convolve(counts, np.ones(5) / 5, "same")[4:], color=PALETTE[color], label=name)
-    axes[1].scatter([image.shape[1] for image in chosen], [image.shape[0] for image in chosen], s=8, alpha=0.6, color=PALETTE[color])
+    sizes = [image.shape[1] for image in chosen], [image.shape[0] for image in chosen]
+    axes[1].scatter(*sizes, s=area, marker=marker, facecolors="none", edgecolors=PALETTE[color], label=name)
     axes[0].set(xlabel="gray level (0 to 3 left out)", ylabel="share of pixels")
-    axes[1].set(xlabel="width", ylabel="height")
+    axes[1].set(xlabel="width in pixels", ylabel="height in pixels")
 
 # %% ../nbs/02_review.ipynb #7568985f
 def save_figures(folder, figures):

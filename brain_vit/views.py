@@ -69,5 +69,7 @@ def mean_heat(
     heat_of: Callable, # images (n, image_size, image_size, 1) → heats (n, image_size, image_size)
     images: np.ndarray, # (n, image_size, image_size, 1)
 ) -> np.ndarray: # (n, image_size, image_size) float32
-    "The mean of the heats over all `VIEWS`, each mapped back."
-    return np.mean([look_back(heat_of(look(images, view)), view) for view in VIEWS], axis=0, dtype="float32")
+    "The mean of the heats over all `VIEWS`, each mapped back; of each pixel, over the views that saw it."
+    heats = sum(look_back(heat_of(look(images, view)), view) for view in VIEWS)
+    views = sum(look_back(np.ones((1, *images.shape[1:3])), view) for view in VIEWS)
+    return (heats / views).astype("float32")

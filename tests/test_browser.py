@@ -1,6 +1,7 @@
 """JupyterLab in a headless browser: a notebook opened and run top to bottom, as a reader does it.
 
 Needs `pip install playwright` and a Chromium: that of `playwright install chromium`, or one on the path."""
+import contextlib
 import json
 import os
 import secrets
@@ -69,28 +70,36 @@ def lab(tmp_path_factory):
         server.wait(60)
 
 
+def kernel_is_ready(page):
+    "Wait for an idle kernel; JupyterLab may first ask which one, and offers the right one."
+    for _ in range(3):
+        page.get_by_text("| Idle").wait_for(timeout=PATIENCE)
+        page.wait_for_timeout(2000)
+        if not page.locator(".jp-Dialog .jp-mod-accept").count():
+            return
+        page.locator(".jp-Dialog .jp-mod-accept").first.click()
+        page.wait_for_timeout(2000)
+
+
+def code_cells(file):
+    return [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
 def test_a_notebook_runs_top_to_bottom_in_jupyterlab(browser, lab):
     address, token, file = lab
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     page.goto(f"{address}/lab/tree/{NOTEBOOK}?token={token}&reset", timeout=PATIENCE)
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=PATIENCE)
+    kernel_is_ready(page)
     page.get_by_role("menuitem", name="Run", exact=True).click(timeout=PATIENCE)
     page.get_by_text("Run All Cells", exact=True).click(timeout=PATIENCE)
-    code = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
-    cells = code
-    deadline = time.monotonic() + PATIENCE / 1000
-    while time.monotonic() < deadline:
-        if page.locator(".jp-Dialog .jp-mod-accept").count():  # it asks which kernel, and offers the right one
-            page.locator(".jp-Dialog .jp-mod-accept").first.click()
+    cells, deadline = code_cells(file), time.monotonic() + PATIENCE / 1000
+    while not all(cell["execution_count"] for cell in cells) and time.monotonic() < deadline:
         page.keyboard.press("Control+s")
         page.wait_for_timeout(2000)
-        try:
-            cells = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
-        except json.JSONDecodeError:  # it is being written
-            continue
-        if all(cell["execution_count"] for cell in cells):
-            break
-    assert [cell["execution_count"] for cell in cells] == list(range(1, len(code) + 1))
+        with contextlib.suppress(json.JSONDecodeError):  # it is being written
+            cells = code_cells(file)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
     assert "accuracy" in json.dumps([cell["outputs"] for cell in cells])
     page.close()

@@ -64,6 +64,7 @@ def test_two_images_of_one_name_do_not_overwrite_each_other(run_cli, slices, tmp
     (["evaluate", "no_such_folder"], "no_such_folder"),
     (["heatmap", "x.jpg", "--out", "o", "--method", "magic"], "magic"),
     (["phantom", "o", "--recipe", "hard"], "hard"),
+    (["evaluate", "phantom", "--jobs", "0"], "--jobs 0"),
 ])
 def test_bad_requests_give_one_sentence(arguments, words, monkeypatch, capsys, tmp_path):
     from brain_vit.cli import main
@@ -103,3 +104,42 @@ def test_real_images_of_every_kind(run_cli, real_folder, tmp_path):
         with Image.open(path) as image:
             name = next(p for p in (tmp_path / "out").glob("*.npy") if p.stem.endswith(path.stem))
             assert np.load(name).shape == (image.height, image.width)
+
+
+@pytest.fixture
+def phantoms(run_cli, tmp_path):
+    "A folder with `yes`, `no` and `masks`, and one broken file in `yes`."
+    run_cli("phantom", tmp_path / "phantoms", "--count", 8, "--recipe", "easy")
+    (tmp_path / "phantoms" / "yes" / "broken.png").write_text("I am a text")
+    return tmp_path / "phantoms"
+
+
+def test_masks_are_not_taken_for_images(run_cli, phantoms, tmp_path):
+    (phantoms / "yes" / "broken.png").unlink()
+    rows = [json.loads(line) for line in run_cli("predict", phantoms, "--json").stdout.splitlines()]
+    assert len(rows) == 8 and not any("/masks/" in row["path"] for row in rows)
+    run_cli("heatmap", phantoms, "--out", tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 8
+    named = len(list((phantoms / "masks").iterdir()))
+    assert named == len(run_cli("predict", phantoms / "masks").stdout.splitlines())  # who names the folder means it
+    (tmp_path / "other" / "masks").mkdir(parents=True)
+    (phantoms / "masks").rename(tmp_path / "other" / "masks" / "deep")
+    assert len(run_cli("predict", tmp_path / "other").stdout.splitlines()) == named  # no `yes` beside it: an ordinary folder
+
+
+def test_heatmaps_are_scored_and_what_fails_is_named(run_cli, phantoms, tmp_path):
+    lesions = len(list((phantoms / "masks").iterdir()))
+    done = run_cli("heatmap", phantoms, "--masks", phantoms / "masks", "--json", code=2)
+    scores = json.loads(done.stdout)
+    assert scores["n"] == lesions and len(scores["skipped"]) == 8 - lesions and [row["path"] for row in scores["failed"]] == [str(phantoms / "yes" / "broken.png")]
+    assert [line for line in done.stderr.splitlines() if line.startswith("Error")] == [f"Error: {scores['failed'][0]['error']}"]
+    for group, n in (("all", lesions), ("detected", scores["n_detected"])):
+        assert list(scores[group]) == ["lesion_shifted", "attention", "random"]
+        for method, row in scores[group].items():
+            assert {name: cell["n"] for name, cell in row.items()} == dict.fromkeys(("pointing", "energy", "precision", "deletion", "insertion"), n)
+            assert sum(cell["n"] for cell in scores["hit_rates"][group][method]["size"]) == n
+    assert scores["all"]["lesion_shifted"]["pointing"]["value"] > scores["all"]["random"]["pointing"]["value"]
+    text = run_cli("heatmap", phantoms, "--masks", phantoms / "masks", "--out", tmp_path / "out", code=2).stdout
+    for words in (f"{lesions} images with masks", f"{8 - lesions} without a mask skipped", "1 could not be used", "all images with masks", "detected images with masks", "by contrast"):
+        assert words in text
+    assert len(list((tmp_path / "out").iterdir())) == 8  # the pictures are drawn all the same

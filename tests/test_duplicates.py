@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from brain_vit.data import ImageSet, load_folder
-from brain_vit.duplicates import duplicate_groups, find_keypoints, group_sheet, linked, with_groups
+from brain_vit.duplicates import (StoredKeypoints, candidate_pairs, duplicate_groups, find_keypoints, group_sheet, in_turns,
+                                  index_words, linked, twin_pairs, with_groups)
 from brain_vit.phantom import Phantom
 
 REAL = os.environ.get("BRAIN_VIT_DATA")
@@ -96,6 +97,74 @@ def test_mirrored_keypoints_are_those_of_the_mirrored_image(heads):
 def test_two_images_are_enough(heads, kind):
     assert duplicate_groups([heads[0], TWINS[kind](heads[0])]).tolist() == [0, 0]
     assert len(set(duplicate_groups([heads[0], heads[1]]).tolist())) == 2
+
+
+def test_stored_details_are_those_that_were_stored(heads):
+    found = [find_keypoints(image) for image in [heads[0], np.zeros((50, 50), "uint8"), *heads[1:4]]]
+    stored = StoredKeypoints()
+    for details in found[:3]:
+        stored.append(details)
+    assert len(stored[0].positions)  # reading in between moves the place in the file
+    for details in found[3:]:
+        stored.append(details)
+    assert len(stored) == 5 and len(stored[1].positions) == 0
+    for one, other in zip([*stored, *stored.subset([4, 0])], [*found, found[4], found[0]]):
+        for name in ("positions", "turns", "descriptors"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def from_a_table(plain, mirrored, neighbors):
+    "The candidates as a table of all pairs gives them."
+    pairs = set()
+    for others, in_mirror in ((plain, 0), (mirrored, 1)):
+        table = (plain @ others.T).toarray()
+        np.fill_diagonal(table, 0)
+        for i, row in enumerate(table):
+            pairs.update((min(i, j), max(i, j), in_mirror) for j in np.argsort(-row)[:neighbors].tolist() if row[j] > 0)
+    return sorted(pairs)
+
+
+@pytest.mark.parametrize("block", [7, 16, 1024])
+def test_candidates_do_not_depend_on_blocks(heads, block):
+    index = index_words([find_keypoints(image) for image in heads])
+    pairs = candidate_pairs(*index, block=block)
+    assert list(map(tuple, pairs.tolist())) == from_a_table(*index, 6)
+    some = np.arange(0, COUNT, 3)
+    among = candidate_pairs(*index, among=some, block=block)
+    assert list(map(tuple, np.searchsorted(some, among[:, :2]).tolist())) == [pair[:2] for pair in from_a_table(*(words[some] for words in index), 6)]
+
+
+def test_no_table_of_all_pairs_is_made(heads):
+    import tracemalloc
+    from scipy.sparse import random_array
+
+    words = random_array((6000, 500), density=0.02, format="csr", dtype="float32", random_state=0)
+    tracemalloc.start()
+    candidate_pairs(words, words, block=256)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40e6 < 4 * 6000**2
+
+
+def test_memory_does_not_grow_with_the_details(heads):
+    import tracemalloc
+
+    peaks = {}
+    for count in (COUNT, 10 * COUNT):
+        images = [(heads[i % COUNT] * (1 - 0.02 * (i // COUNT))).astype("uint8") for i in range(count)]
+        tracemalloc.start()
+        duplicate_groups(images)
+        peaks[count] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks[10 * COUNT] - peaks[COUNT] < 9 * COUNT * 25_000  # it was 70,000 bytes per image when all details were kept
+
+
+def test_turns_keep_the_order():
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(in_turns(pool, abs, range(-10, 11), turn=4)) == [abs(i) for i in range(-10, 11)]
+        assert twin_pairs([np.zeros((20, 20), "uint8")], [find_keypoints(np.zeros((20, 20), "uint8"))], pool) == []
 
 
 def test_links_reach_through_others():

@@ -434,6 +434,33 @@ def test_errors_are_listed_with_the_most_confident_first():
     assert pooled["metrics"]["accuracy"]["value"] == 5 / 8 and pooled["metrics"]["n"] == 4 and pooled["repeats"] == 2
 
 
+def answers(train, validation, test, seed, says):
+    "The same logit for everyone, and heats that tell which answer it was."
+    logit = says[seed]
+    return Outputs(np.full(len(validation.images), logit), np.full(len(test.images), logit), np.full(test.images.shape[:3], 0.25 if logit > 0 else 0.75))
+
+
+def test_the_heat_of_a_mistake_is_that_of_a_wrong_turn(tmp_path, monkeypatch):
+    "Half of the turns call everything tumor, the others nothing: each image is wrong once, and the heat tells when."
+    import brain_vit.evaluate
+    images, shown = blobs(20), []
+    draw = brain_vit.evaluate.show_images
+
+    def show(pictures, titles, heats, size):
+        shown.extend((title.split("\n")[1].split(",")[0], float(heat.max())) for title, heat in zip(titles, heats or ()))
+        return draw(pictures, titles, heats=heats, size=size)
+
+    monkeypatch.setattr(brain_vit.evaluate, "show_images", show)
+    for first in (1.0, -1.0):
+        shown.clear()
+        says = {fold.seed: first if fold.repeat else -first for fold in make_folds(images.labels, images.groups, 2, 2)}
+        out = tmp_path / str(first)
+        evaluate(images, [Method("two minds", answers, {"says": says}), "hog"], folds=2, repeats=2, out=out, progress=False)
+        minds = [row for row in shown if row[1] in (0.25, 0.75)]
+        assert len(minds) == 20 and set(minds) == {("tumor", 0.75), ("none", 0.25)}
+        assert (out / "errors_two_minds.png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize("change, message", [
     (dict(methods=[]), "method"), (dict(methods=["hog", "hog"]), "name"), (dict(folds=1), "folds"), (dict(repeats=0), "repeat"),
     (dict(suspects=["yes/none.png"]), "none.png"), (dict(folds=40), "fewer folds"),
@@ -458,6 +485,36 @@ def test_a_name_depends_on_everything_that_matters():
             fold_key(make_method("hog"), part_digest(part), plan[1]), fold_key(make_method("majority"), part_digest(part), plan[0]),
             fold_key(replace(make_method("hog"), settings={"features": hog_features}), part_digest(part), plan[0])}
     assert len(keys) == 5
+
+
+def benchmark(name):
+    import importlib.util
+    specification = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_fine_tuning_turns_of_other_weights_are_not_used_again(tmp_path, monkeypatch):
+    finetune, images = benchmark("finetune"), blobs(30)
+    fold = make_folds(images.labels, images.groups, 3)[0]
+    keys = set()
+    for content in (b"old", b"new"):
+        (tmp_path / "small.keras").write_bytes(content)
+        monkeypatch.setattr(finetune, "WEIGHTS", tmp_path / "small.keras")
+        keys |= {fold_key(finetune.variant(name), "content", one) for name in finetune.VARIANTS for one in (fold, finetune.fewer(fold, 5))}
+    assert len(keys) == 2 * 2 * len(finetune.VARIANTS)
+
+
+def test_each_variant_of_the_ablation_changes_one_thing():
+    from dataclasses import asdict
+    from brain_vit.vit import build_vit
+    ablation = benchmark("ablation")
+    configs = {name: replace(ablation.BASE, **change) for name, change in ablation.VARIANTS.items()}
+    assert len(set(configs.values())) == len(configs) and configs["patch_size 8"].num_patches == 256
+    for config in configs.values():
+        assert len(asdict(config).items() - asdict(ablation.BASE).items()) <= 1
+        assert build_vit(config).count_params() > 100_000
 
 
 def test_a_name_depends_on_the_version_and_the_backend(monkeypatch):

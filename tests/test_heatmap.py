@@ -1,4 +1,5 @@
 """Heatmaps by value: against NumPy, finite differences and models made to look at one place; on both backends."""
+import json
 import os
 import subprocess
 import sys
@@ -203,6 +204,20 @@ def test_looking_back_undoes_looking_away_from_the_edges():
         assert np.array_equal(back[:, 2:-2, 2:-2], images[:, 2:-2, 2:-2, 0])
 
 
+def test_the_mean_of_six_views_is_not_damped_at_the_edges():
+    images = np.random.default_rng(0).random((2, 64, 64, 1)).astype("float32")
+    even = views.mean_heat(lambda seen: np.full(seen.shape[:3], 0.3), images)
+    assert even.dtype == np.float32
+    np.testing.assert_allclose(even, 0.3, rtol=1e-6)
+    np.testing.assert_allclose(views.mean_heat(lambda seen: seen[..., 0], images), images[..., 0], atol=1e-6)
+
+
+def test_patch_values_are_the_way_back():
+    values = np.random.default_rng(0).random((3, 16))
+    blocks = values.reshape(3, 4, 4).repeat(8, axis=1).repeat(8, axis=2)
+    np.testing.assert_allclose(drawing.patch_values(blocks, 8), values, rtol=1e-6)
+
+
 def test_the_answer_is_the_mean_over_six_views():
     model, images = tiny(), draw()
     apart = [predict_outputs(model, views.look(images, view))["logit"] for view in views.VIEWS]
@@ -228,6 +243,28 @@ def test_overlay_keeps_the_originals_pixels_and_size(shape):
     assert picture.dtype == np.uint8 and strip > 0
     for left in (0, width + gap):  # without heat, the overlay shows the original, too
         assert np.array_equal(picture[strip:, left:left + width], np.repeat(image[..., None], 3, axis=2))
+
+
+def gaps(strip):
+    "Widths of the empty columns between the letters of a caption."
+    inked = np.flatnonzero((strip.max(axis=-1) > 100).any(axis=0))
+    return np.diff(inked) - 1
+
+
+@pytest.mark.parametrize("width", [64, 128, 512])
+def test_words_of_a_caption_stay_apart(width):
+    image = np.zeros((width, width), np.uint8)
+    joined, apart = (drawing.overlay(image, image * 0.0, text)[:-width] for text in ("llll", "ll ll"))
+    assert gaps(apart).max() >= gaps(joined).max() + 3
+
+
+def test_a_long_caption_goes_on_in_a_second_line():
+    image = np.zeros((64, 64), np.uint8)
+    short, long = (drawing.overlay(image, image * 0.0, text) for text in ("no", "no tumor detected, probability 0.50"))
+    assert len(long) > len(short) + 10 and long.shape[1] == short.shape[1]
+    words = "no tumor detected, probability 0.50".split()
+    lines = drawing._wrapped(words, drawing._font(11), long.shape[1] - 8)
+    assert " ".join(lines).split() == words and all(drawing._font(11).getlength(line) <= long.shape[1] - 8 for line in lines)
 
 
 def test_overlay_scale_is_absolute_and_its_colours_are_ordered():
@@ -272,12 +309,13 @@ def test_deletion_hides_the_hottest_first_and_insertion_shows_them_first():
     order[[0, 6, 15]] = 0.9, 0.6, 0.3
     heats = order.reshape(1, 4, 4).repeat(4, axis=1).repeat(4, axis=2)
     logit = lambda p: np.log(p / (1 - p))
-    falls = -np.diff(logit(exam.deletion_curves(model, images, heats, steps=16)))[0]
+    answer = lambda seen: predict_outputs(model, seen)["probability"]
+    falls = -np.diff(logit(exam.deletion_curves(answer, images, heats, 4, steps=16)))[0]
     np.testing.assert_allclose(falls[:4], [lost[0], lost[6], lost[15], 0], atol=1e-3)
-    rises = np.diff(logit(exam.deletion_curves(model, images, heats, steps=16, insert=True)))[0]
+    rises = np.diff(logit(exam.deletion_curves(answer, images, heats, 4, steps=16, insert=True)))[0]
     np.testing.assert_allclose(rises, falls, atol=1e-3)
-    wrong = exam.curve_area(exam.deletion_curves(model, images, 1 - heats, steps=16))
-    assert exam.curve_area(exam.deletion_curves(model, images, heats, steps=16)) < wrong
+    wrong = exam.curve_area(exam.deletion_curves(answer, images, 1 - heats, 4, steps=16))
+    assert exam.curve_area(exam.deletion_curves(answer, images, heats, 4, steps=16)) < wrong
 
 
 def test_curve_area_energy_and_precision_by_hand():
@@ -289,6 +327,7 @@ def test_curve_area_energy_and_precision_by_hand():
     np.testing.assert_allclose(exam.lesion_energy(heats, masks), [0.5, 0])
     heats[:, :4, :4], heats[0, :4, 4:], heats[1, :4, 4:] = 0.5, 0.9, 0.1
     np.testing.assert_allclose(exam.patch_precision(heats, masks, 4), [0.5, 1])
+    np.testing.assert_allclose(exam.patch_precision(heats, masks & False, 4), [0, 0])  # a lesion outside of what the model sees
 
 
 def test_rank_correlation_is_spearmans():
@@ -304,8 +343,20 @@ def test_summaries_and_hit_rates():
     assert summary["value"] == 0.9 and summary["interval"][0] == pytest.approx(0.596, abs=1e-3) and summary["n"] == 10
     mean = exam.summarize(np.linspace(0, 1, 101))
     assert mean["interval"][0] == pytest.approx(0.443, abs=0.01) and exam.summarize(np.array([]))["interval"] is None
-    rows = exam.hit_rates([True, False, True], np.array([0.1, 0.2, 0.9]), (0.2,))
-    assert [(row["n"], row["value"]) for row in rows] == [(1, 1.0), (2, 0.5)]
+    rows = exam.hit_rates([True, False, True, True], np.array([0.1, 0.2, 0.9, np.nan]), (0.2,))
+    assert [(row["from"], row["to"], row["n"], row["value"]) for row in rows] == [(None, 0.2, 1, 1.0), (0.2, None, 2, 0.5)]
+    assert "from 0.2" in exam.hits_table(rows, "size") and "to 0.2" in exam.hits_table(rows, "size")
+
+
+def test_the_sanity_check_leaves_out_what_all_maps_of_a_method_share():
+    generator, border = np.random.default_rng(0), np.repeat([0.0, 5.0], 32)
+    own, other = generator.random((2, 40, 64))
+    shared = exam.sanity_check(own + border, other + border)
+    assert abs(shared["sanity"].mean()) < 0.1 and shared["sanity_plain"].mean() > 0.6
+    survived = exam.sanity_check(own + border, own + border)  # a map that does not depend on the weights
+    assert survived["sanity"].mean() > 0.99
+    flat = exam.sanity_check(own, np.zeros_like(own))
+    assert not flat["sanity"].any() and not flat["sanity_plain"].any()
 
 
 def test_the_exam_of_a_tiny_model():
@@ -313,7 +364,7 @@ def test_the_exam_of_a_tiny_model():
     masks = np.zeros((4, 16, 16), bool)
     masks[:, 4:9, 4:9] = True
     report = exam.faithfulness(model, images, masks, methods=["lesion", "relevance", "random"], steps=2, sanity=2)
-    assert report["lesion"]["sanity"]["n"] == 2 and "sanity" not in report["random"]
+    assert report["lesion"]["sanity"]["n"] == report["lesion"]["sanity_plain"]["n"] == 2 and "sanity" not in report["random"]
     assert all(row["pointing"]["n"] == 4 and len(row["energy"]["each"]) == 4 for row in report.values())
     lines = exam.faithfulness_table(report).splitlines()
     assert len(lines) == 5 and len(set(map(len, lines))) == 1
@@ -331,27 +382,86 @@ def test_size_and_contrast_of_a_disc_by_hand():
     assert exam.lesion_contrast(image, mask)[0] == pytest.approx(0.5, abs=1e-6)
 
 
-def test_score_folder_on_the_originals_pixels(tmp_path):
+def write_folder(folder, count=3):
+    "`yes` with phantoms, `masks` with their lesions."
     from PIL import Image
 
     from brain_vit.phantom import Phantom
-    from brain_vit.predict import Predictor
     for part in ("yes", "masks"):
-        (tmp_path / part).mkdir()
-    for index in range(3):
+        (folder / part).mkdir()
+    for index in range(count):
         item = Phantom.easy(image_size=96).render(3, index, lesion=True)
-        Image.fromarray(item.image).save(tmp_path / "yes" / f"{index}.png")
-        Image.fromarray(255 * item.mask.astype("uint8")).save(tmp_path / "masks" / f"{index}.png")
-    Image.fromarray(item.image).save(tmp_path / "yes" / "without.png")
+        Image.fromarray(item.image).save(folder / "yes" / f"{index}.png")
+        Image.fromarray(255 * item.mask.astype("uint8")).save(folder / "masks" / f"{index}.png")
+    Image.fromarray(item.image).save(folder / "yes" / "without.png")
+
+
+def test_score_folder_gives_the_whole_table(tmp_path):
+    write_folder(tmp_path)
     predictor = Predictor(tiny("lesion"))
-    scores = exam.score_folder(predictor, [tmp_path / "yes"], tmp_path / "masks")
-    assert scores["n"] == 3 and [os.path.basename(path) for path in scores["skipped"]] == ["without.png"]
-    assert set(scores["all"]) == {"lesion", "attention"} and scores["all"]["lesion"]["pointing"]["n"] == 3
-    Image.new("L", (5, 5)).save(tmp_path / "masks" / "0.png")
-    with pytest.raises(exam.InputError, match="own pixels"):
-        exam.score_folder(predictor, [tmp_path / "yes"], tmp_path / "masks")
+    scores = exam.score_folder(predictor, [tmp_path], tmp_path / "masks", steps=2)
+    assert scores["n"] == 3 and [os.path.basename(path) for path in scores["skipped"]] == ["without.png"] and scores["failed"] == []
+    assert list(scores["all"]) == ["lesion", "attention", "random"]
+    for row in scores["all"].values():
+        assert list(row) == ["pointing", "energy", "precision", "deletion", "insertion"]
+        assert all(cell["n"] == 3 and len(cell["interval"]) == 2 for cell in row.values())
+    for bins in scores["hit_rates"]["all"]["lesion"].values():
+        assert sum(row["n"] for row in bins) == 3 and bins[0]["from"] is None
+    assert "Infinity" not in json.dumps(scores) and "NaN" not in json.dumps(scores)
     with pytest.raises(exam.InputError, match="does not exist"):
         exam.score_folder(predictor, [tmp_path / "yes"], tmp_path / "nowhere")
+    with pytest.raises(exam.InputError, match="No image has a mask"):
+        exam.score_folder(predictor, [tmp_path / "masks"], tmp_path / "masks")
+
+
+def test_score_folder_points_on_the_originals_pixels(tmp_path):
+    "Heat on the lesion alone, drawn where the model sees it, is on the lesion of the original, too."
+    from PIL import Image
+
+    from brain_vit.preprocess import preprocess
+    write_folder(tmp_path)
+    predictor = Predictor(tiny("lesion"))
+    seen = {}
+    for path in sorted((tmp_path / "masks").iterdir()):
+        image, frame = preprocess(np.asarray(Image.open(tmp_path / "yes" / path.name)), 16)
+        seen[image.tobytes()] = frame.to_preprocessed(np.asarray(Image.open(path)) > 127).astype("float32")
+    predictor.heat = lambda images, method: np.stack([seen.get(image.tobytes(), np.zeros((16, 16), "float32")) for image in images])
+    row = exam.score_folder(predictor, [tmp_path / "yes"], tmp_path / "masks", steps=2)["all"]["lesion"]
+    assert row["pointing"]["value"] == 1 and row["precision"]["value"] == 1 and row["energy"]["value"] > 0.4
+
+
+def test_what_fails_is_kept_as_a_sentence_and_the_others_count(tmp_path):
+    from PIL import Image
+    write_folder(tmp_path)
+    Image.new("L", (5, 5)).save(tmp_path / "masks" / "0.png")
+    (tmp_path / "yes" / "broken.png").write_text("I am a text")
+    scores = exam.score_folder(Predictor(tiny("lesion")), [tmp_path / "yes", tmp_path / "gone.png"], tmp_path / "masks", ["attention"], steps=2)
+    errors = [failure["error"] for failure in scores["failed"]]
+    assert scores["n"] == 2 and len(errors) == 3 and len(scores["skipped"]) == 1
+    for words in ("own pixels", "broken.png", "gone.png"):
+        assert sum(words in error for error in errors) == 1
+
+
+def test_masks_find_their_images_by_place_then_by_stem(tmp_path):
+    for name in ("masks/yes/a.png", "masks/other/a.png", "masks/b_mask.png", "masks/deep/c.tif", "masks/yes/d.png", "masks/yes/d.bmp", "masks/e/f.png", "masks/g/f.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    files = exam.mask_files(tmp_path / "masks")
+    found = lambda name: (mask := exam.find_mask(tmp_path / name, tmp_path / "masks", files)) and mask.relative_to(tmp_path.resolve() / "masks").as_posix()
+    assert found("yes/a.jpg") == "yes/a.png" and found("other/a.jpg") == "other/a.png"
+    assert found("yes/b.jpg") == "b_mask.png" and found("yes/c.jpg") == "deep/c.tif" and found("yes/unknown.jpg") is None
+    assert found("no/a.jpg") is None and found("masks/yes/a.png") is None
+    for name in ("yes/d.jpg", "yes/f.jpg"):
+        with pytest.raises(exam.InputError, match="more than one mask"):
+            found(name)
+
+
+def test_two_images_do_not_share_a_mask(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "0.png").write_bytes((tmp_path / "yes" / "1.png").read_bytes())
+    scores = exam.score_folder(Predictor(tiny("lesion")), [tmp_path / "yes", tmp_path / "more"], tmp_path / "masks", ["attention"], steps=2)
+    assert scores["n"] == 2 and len(scores["failed"]) == 2 and all("shares the mask" in failure["error"] for failure in scores["failed"])
 
 
 @pytest.mark.skipif(OTHER, reason="this is the other backend already")

@@ -118,13 +118,13 @@ def test_broken_and_foreign_files_get_a_sentence(tmp_path):
         OnnxModel(WEIGHTS / "small.onnx").heat(np.zeros((1, 128, 128, 1)), "magic")
 
 
-def imported(*arguments):
+def imported(*arguments, code=0):
     "Run the command in a process of its own; returns its output and which of the heavy packages it imported."
     program = ("import sys, atexit\n"
                f"atexit.register(lambda: print('IMPORTED', *[name for name in {HEAVY} if name in sys.modules], file=sys.stderr))\n"
                f"from brain_vit.cli import main; main({[str(a) for a in arguments]!r})")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return done.stdout, next(line for line in done.stderr.splitlines() if line.startswith("IMPORTED")).split()[1:]
 
 
@@ -139,6 +139,37 @@ def test_predict_and_heatmap_never_import_keras(slices, tmp_path):
         out, heavy = imported("heatmap", slices / "good", "--out", tmp_path / method, "--npy", "--method", method)
         assert len(out.splitlines()) == 5 and heavy == []
         assert len(list((tmp_path / method).glob("*.npy"))) == 5
+
+
+def test_scoring_with_masks_never_imports_keras(run_cli, tmp_path):
+    run_cli("phantom", tmp_path / "phantoms", "--count", 6, "--recipe", "easy")
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes((WEIGHTS / "small.onnx").read_bytes())
+    arguments = ("heatmap", tmp_path / "phantoms", "--masks", tmp_path / "phantoms" / "masks", "--json")
+    reports = []
+    for more in ((), ("--model", copy), ("--method", "lesion")):
+        out, heavy = imported(*arguments, *more)
+        assert not {"keras", "tensorflow", "jax"} & set(heavy)
+        reports.append(json.loads(out))
+    assert reports[0] == reports[1] and list(reports[0]["all"])[0] == "lesion_shifted" and list(reports[2]["all"]) == ["lesion", "attention", "random"]
+
+
+def test_the_light_and_the_full_predictor_score_alike(run_cli, tmp_path):
+    from brain_vit.faithfulness import score_folder
+    from brain_vit.predict import Predictor, load_predictor
+    run_cli("phantom", tmp_path / "phantoms", "--count", 6, "--recipe", "easy")
+    full, light = (score_folder(predictor, [tmp_path / "phantoms"], tmp_path / "phantoms" / "masks", steps=2) for predictor in (Predictor.load(), load_predictor(None)))
+    assert full["n"] == light["n"] > 0 and full["skipped"] == light["skipped"]
+    for method, row in full["all"].items():
+        for name, cell in row.items():
+            assert abs(cell["value"] - light["all"][method][name]["value"]) < 1e-3, (method, name)
+
+
+def test_six_views_of_even_scores_are_even():
+    from brain_vit.onnx_model import OnnxModel
+    model = object.__new__(OnnxModel)
+    model.names, model.image_size, model.run = ["lesion"], 64, lambda images, name: np.full((len(images), 16), 1.5, "float32")
+    assert np.allclose(model.heat(np.zeros((2, 64, 64, 1)), "lesion_shifted"), 1 / (1 + np.exp(-1.5)))
 
 
 def test_the_light_and_the_full_predictor_agree(slices):
@@ -163,10 +194,11 @@ def test_export_on_the_command_line(run_cli, slices, tmp_path):
 
 def test_prediction_reads_ahead_but_never_far(slices, monkeypatch):
     "Results come while files are still unread, and no more than two batches are held."
+    from brain_vit import predict
     from brain_vit.predict import load_predictor
     predictor, read = load_predictor(None), []
-    one = type(predictor)._read_one
-    monkeypatch.setattr(type(predictor), "_read_one", lambda self, found: read.append(found) or one(self, found))
+    one = predict._read_one
+    monkeypatch.setattr(predict, "_read_one", lambda found, image_size: read.append(found) or one(found, image_size))
     results = predictor.predict([slices / "good" / "plain.jpeg"] * 200)
     next(results)
     assert 32 <= len(read) <= 64

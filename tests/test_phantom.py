@@ -1,14 +1,20 @@
+import csv
+import importlib.util
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from brain_vit.phantom import LEVELS, Phantom, phantom_dataset, phantom_stream
+from brain_vit.phantom import LEVELS, Phantom, draw_view, phantom_dataset, phantom_stream, write_phantoms
 from brain_vit.lesion import LESIONS
 from brain_vit.realism import border_statistics, probe
+from brain_vit.review import describe_border, describe_file, metadata_columns, shortcut_probe
 
 DIGEST = """
 import hashlib
@@ -37,6 +43,45 @@ def test_label_mask_and_info_agree(recipe):
         assert item.label == item.mask.any() == (item.info["kind"] != "none") == (item.info["center"] is not None)
         assert not item.label or item.mask.sum() >= recipe.least_pixels
         assert item.image.std() > 3
+
+
+def test_slices_stay_what_they_are():
+    "Pretrained weights and published figures refer to slices by seed and index, so no draw may move or be added."
+    known = [("midline", "PD", "dural"), ("horns", "T1", "none"), ("ganglia", "FLAIR", "infiltrative"), ("bodies", "FLAIR", "none"), ("bodies", "T2", "none"),
+             ("lateral", "random", "infiltrative"), ("crus", "T1", "none"), ("fossa", "FLAIR", "none"), ("semiovale", "T1c", "solid"), ("ganglia", "T2", "none")]
+    items = [Phantom.full().render(5, index) for index in range(10)]
+    assert [(item.info["level"], item.info["sequence"], item.info["kind"]) for item in items] == known
+    np.testing.assert_allclose([item.image.mean() for item in items], [80.2, 83.2, 45.6, 153.8, 47.3, 76.1, 49.6, 54.1, 56.4, 90.1], atol=0.5)
+    np.testing.assert_allclose([item.info["area"] for item in items], [75, 0, 206, 0, 0, 134, 0, 0, 1874, 0], atol=5)
+
+
+CHANGES = dict(atrophy_power=0.1, asymmetry=0.5, blend_share=(0.9, 0.9), fat_left=(0.9, 0.95), bottom=(68.0, 69.0), mirror=0.0, variation=(0.3, 0.4),
+               least_radius=9.0, coarseness=(4.0, 5.0), ghost_shift=(0.4, 0.5), ghost_strength=(0.4, 0.5), casing_gray=(0.1, 0.2), print_gray=(10.0, 20.0))
+CHANCES = dict(blend_share="blend", fat_left="fat_saturation", coarseness="coarse", ghost_shift="ghost", ghost_strength="ghost", casing_gray="casing",
+               print_gray="letters")
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_every_range_is_a_field_that_matters(field):
+    always = dict(blend=1.0, fat_saturation=1.0, coarse=1.0, ghost=1.0, casing=1.0, letters=1.0, frame=0.0, arrow=0.0, small=1.0, lesion_probability=1.0)
+    change = {field: CHANGES[field]}
+    differ = [not same(Phantom.full(**options).render(21, index), Phantom.full(**options, **change).render(21, index))
+              for options in (always, always | {CHANCES.get(field, "frame"): 0.0}) for index in range(8)]
+    assert any(differ[:8]) and any(differ[8:]) == (field not in CHANCES)
+
+
+def test_mirrored_views_look_at_the_other_side():
+    labels = np.ones((128, 128), np.uint8)
+    (left, _), (right, _) = (draw_view(Phantom(mirror=chance), np.random.default_rng(0), labels) for chance in (0.0, 1.0))
+    assert (left == -right).all() and left.any()
+
+
+def test_the_kind_is_the_one_that_was_painted():
+    recipe = dict(kinds=(("ring", 1.0),), small=1.0, lesion_probability=1.0)
+    planned = [Phantom.full(**recipe, least_pixels=1).render(22, index) for index in range(20)]
+    too_small = [Phantom.full(**recipe, least_pixels=400).render(22, index) for index in range(20)]
+    assert {item.info["kind"] for item in planned} == {"ring"} and max(item.mask.sum() for item in planned) < 400
+    assert {item.info["kind"] for item in too_small} == {"solid"} and min(item.mask.sum() for item in too_small) >= 400
 
 
 def test_slices_do_not_depend_on_each_other():
@@ -95,14 +140,14 @@ def test_every_kind_changes_the_picture_where_the_mask_is(kind):
 
 def test_lesion_sizes_span_from_small_to_a_third_of_the_brain():
     recipe = Phantom.full(lesion_probability=1.0)
-    areas = np.array([recipe.render(7, index).info["area"] for index in range(250)])
+    areas = np.array([recipe.render(7, index).info["share"] for index in range(250)])
     assert np.quantile(areas, 0.05) < 0.004 and np.quantile(areas, 0.98) > 0.08 and areas.max() < 0.5
     assert 0.008 < np.median(areas) < 0.06
 
 
 def test_easy_lesions_are_clear():
     items = [Phantom.easy(lesion_probability=1.0).render(8, index) for index in range(60)]
-    assert np.median([item.info["area"] for item in items]) > 0.015
+    assert np.median([item.info["share"] for item in items]) > 0.015
     assert np.mean([abs(item.info["contrast"]) > 0.1 for item in items]) > 0.7
 
 
@@ -113,6 +158,18 @@ def test_borders_do_not_tell_the_class():
     scores = probe(np.array([border_statistics(item.image) for item in items]), labels)
     chance = max(labels.mean(), 1 - labels.mean())
     assert all(abs(score - 0.5) < 3.5 * 0.5 / count**0.5 or score <= chance for score in scores.values()), scores
+
+
+def test_metadata_of_files_do_not_tell_the_class(tmp_path):
+    count = 4000
+    write_phantoms(tmp_path / "set", count, seed=2024)
+    files = sorted((tmp_path / "set").glob("[yn]*/*.png"), key=lambda path: path.name)
+    labels = np.array([path.parent.name == "yes" for path in files], int)
+    columns = metadata_columns([describe_file(path) | describe_border(np.array(Image.open(path))) for path in files])
+    assert set(columns) == {"width", "height", "bytes", "format", "mode", "exif", "border mean", "border spread"} and len(files) == count
+    assert 0.47 < shortcut_probe(columns, labels, np.arange(count))["accuracy"] < 0.53
+    leak = {"border mean": columns["border mean"] + 20 * labels}
+    assert shortcut_probe(leak, labels, np.arange(count))["accuracy"] > 0.53
 
 
 def test_probe_finds_a_planted_leak():
@@ -146,6 +203,61 @@ def test_dataset_matches_the_stream():
     assert (np.stack(data.images) == images).all() and (data.labels == labels).all() and (np.stack(data.masks) == masks).all()
     assert len(set(data.groups)) == 6 and len(set(data.paths)) == 6
     assert all(path.split("/")[1] == ("no", "yes")[label] for path, label in zip(data.paths, data.labels))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_stream_of_lesion_fractions(workers):
+    recipe = Phantom.full(image_size=48, lesion_probability=0.8)
+    masks = next(phantom_stream(recipe, seed=2, batch_size=6, workers=0))[2]
+    stream = phantom_stream(recipe, seed=2, batch_size=6, workers=workers, ahead=1, patch_size=8)
+    images, labels, fractions = next(stream)
+    stream.close()
+    by_hand = [[mask[row:row + 8, column:column + 8].mean() for row in range(0, 48, 8) for column in range(0, 48, 8)] for mask in masks]
+    assert fractions.shape == (6, 36) and fractions.dtype == np.float32 and (fractions.any(1) == labels).all() and labels.any()
+    np.testing.assert_allclose(fractions, by_hand, atol=1e-6)
+
+
+def test_patches_must_fill_the_picture():
+    with pytest.raises(ValueError, match="48.*Received: patch_size=7"):
+        next(phantom_stream(Phantom.full(image_size=48), workers=0, patch_size=7))
+
+
+def test_the_table_agrees_with_masks_and_images(tmp_path):
+    recipe = Phantom.full(image_size=64)
+    folder = write_phantoms(tmp_path / "set", 40, seed=23, recipe=recipe)
+    rows = list(csv.DictReader((folder / "labels.csv").open()))
+    assert len(rows) == 40 and {row["label"] for row in rows} == {"0", "1"}
+    for index, row in enumerate(rows):
+        item, image = recipe.render(23, index), np.array(Image.open(folder / row["path"]))
+        assert (image == item.image).all() and row["path"].startswith(("no", "yes")[int(row["label"])])
+        assert [row[key] for key in ("plane", "level", "sequence", "kind")] == [item.info[key] for key in ("plane", "level", "sequence", "kind")]
+        mask_file = folder / "masks" / Path(row["path"]).name
+        if row["label"] == "0":
+            assert (row["center_row"], row["center_column"], row["area"], row["contrast"]) == ("", "", "0", "") and not mask_file.exists()
+            continue
+        mask = np.array(Image.open(mask_file)) > 0
+        places = np.argwhere(mask)
+        center = np.array([float(row["center_row"]), float(row["center_column"])])
+        assert int(row["area"]) == mask.sum() and 0 < float(row["share"]) < 1
+        assert (places.min(0) <= center).all() and (center <= places.max(0)).all()
+        np.testing.assert_allclose(center, places.mean(0), atol=0.051)
+        around = cv2.dilate(mask.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool) & ~mask
+        assert -1 <= float(row["contrast"]) <= 1 and abs(float(row["contrast"]) - (image[mask].mean() - image[around].mean()) / 255) < 0.3
+
+
+def test_the_benchmark_keeps_speed_and_memory_in_one_file(tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("phantom_benchmark", Path(__file__).parent.parent / "benchmarks" / "phantom.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    monkeypatch.setattr(benchmark, "PATH", tmp_path / "phantom.json")
+    monkeypatch.setattr(benchmark, "rate", lambda size, workers, seconds: {
+        "image_size": size, "workers": max(1, workers), "images_per_second": 1.0, "ms_per_image": 1.0, "cpu_ms_per_image": None})
+    for options in (["--json"], ["--stream", "200", "--json"], ["--json"], []):
+        monkeypatch.setattr(sys, "argv", ["phantom.py", *options])
+        benchmark.main()
+    found = json.loads((tmp_path / "phantom.json").read_text())
+    assert set(found) == {"cpus", "load_before", "rows", "stream"} and len(found["rows"]) == 4
+    assert [row["images"] for row in found["stream"]] == list(range(20, 201, 20)) and all(row["megabytes"] > 1 for row in found["stream"])
 
 
 def test_memory_stays_flat():

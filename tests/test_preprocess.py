@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from brain_vit._base import InputError
-from brain_vit.data import ImageSet
+from brain_vit.data import ImageSet, LazyImages, LazyMasks
 from brain_vit.phantom import Phantom, phantom_dataset
-from brain_vit.preprocess import Frame, find_head, load_dataset, preprocess, preprocess_all
+from brain_vit.preprocess import Frame, find_head, load_dataset, open_preprocessed, preprocess, preprocess_all
 
 SHAPES = [(8, 8), (9, 300), (300, 9), (50, 50), (120, 600), (1080, 1920), (2000, 100)]
 
@@ -176,6 +176,54 @@ def test_sets_and_masks_move_together():
         np.testing.assert_array_equal(images[index], preprocess(phantoms.images[index], 96)[0])
     bare = ImageSet(phantoms.images, phantoms.labels, phantoms.paths)
     assert preprocess_all(bare, 32)[1] is None
+
+
+def test_results_in_a_folder_equal_those_in_memory(tmp_path):
+    phantoms = phantom_dataset(8, seed=3)
+    for image_set in (phantoms, ImageSet(phantoms.images, phantoms.labels, phantoms.paths)):
+        folder = tmp_path / ("bare" if image_set.masks is None else "masked")
+        for kept in (preprocess_all(image_set, 64, folder), open_preprocessed(folder)):
+            for found, expected in zip(kept, preprocess_all(image_set, 64)):
+                assert (found is None) == (expected is None)
+                if expected is not None:
+                    assert isinstance(found, np.memmap) and not found.flags.writeable and found.dtype == expected.dtype
+                    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(InputError, match="exists already"):
+        preprocess_all(phantoms, 64, folder)
+
+
+def test_a_folder_appears_only_when_it_is_complete(tmp_path):
+    broken = ImageSet([head(), np.zeros((3, 3), np.uint8)], [0, 1], ["a", "b"])
+    with pytest.raises(InputError):
+        preprocess_all(broken, 64, tmp_path / "kept")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
+    import types
+
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: types.SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match="make room"):
+        preprocess_all(phantom_dataset(2, seed=3), 64, tmp_path / "kept")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_does_not_grow_with_the_folder(tmp_path):
+    import tracemalloc
+
+    phantoms = phantom_dataset(20, seed=3, recipe=Phantom.easy(image_size=64))
+    for number in range(3000):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), phantoms.images[number % 20])
+    cv2.imwrite(str(tmp_path / "mask.png"), np.full(phantoms.images[0].shape, 255, np.uint8))
+    images = LazyImages(tmp_path / f"{number}.png" for number in range(3000))
+    files = ImageSet(images, [1] * 3000, [str(path) for path in images.paths], masks=LazyMasks(images, [tmp_path / "mask.png"] * 3000))
+    tracemalloc.start()
+    kept, masks = preprocess_all(files, 64, tmp_path / "kept")
+    for start in range(0, 3000, 32):
+        kept[start:start + 32].mean(), masks[np.arange(start, min(start + 32, 3000))].any()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert kept.nbytes > 45e6 and peak < 15e6
 
 
 def test_load_dataset(tmp_path):

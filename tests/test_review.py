@@ -11,7 +11,8 @@ from PIL import Image
 from brain_vit._base import InputError
 from brain_vit.data import ImageSet
 from brain_vit.phantom import Phantom, phantom_dataset
-from brain_vit.review import audit, audit_table, count_letters, has_frame, head_depth, shortcut_probe, tissue_grays, write_audit
+from brain_vit.review import (audit, audit_figures, audit_table, count_letters, has_frame, head_depth, shortcut_probe, tissue_grays,
+                              write_audit)
 
 REAL = os.environ.get("BRAIN_VIT_DATA")
 needs_real = pytest.mark.skipif(not REAL, reason="BRAIN_VIT_DATA does not name the folder of real images")
@@ -68,6 +69,17 @@ def test_the_folder_of_an_audit(folder, report, tmp_path):
     assert json.loads((out / "audit.json").read_text())["images"] == 18
     with pytest.raises(InputError, match="exists"):
         write_audit(report, folder, tmp_path / "out")
+
+
+def test_no_class_hides_the_other_in_the_plot_of_sizes(report):
+    image_set = ImageSet([np.zeros((128, 128), "uint8")] * 6, [0, 1] * 3, [str(i) for i in range(6)])
+    axis = audit_figures(report | {"duplicate_groups": []}, image_set)["grays"].axes[1]
+    yes, no = axis.collections
+    assert not len(yes.get_facecolor()) and not len(no.get_facecolor()) and yes.get_sizes()[0] != no.get_sizes()[0]
+    assert (yes.get_offsets() == no.get_offsets()).all()
+    for ticks in (axis.get_xticks(), axis.get_yticks()):
+        assert len(ticks) <= 6 and all(tick == round(tick) for tick in ticks)
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["yes", "no"]
 
 
 def test_too_few_images_are_audited_without_a_probe(folder, tmp_path):

@@ -15,7 +15,8 @@ from keras import ops
 import brain_vit
 from brain_vit.augment import augment_batch
 from brain_vit.patches import Patches
-from brain_vit.training import SliceBatches, TrainConfig, compile_vit, fit, lesion_fraction, lesion_loss, plot_curves, train_recipe
+from brain_vit.training import (PHANTOM_SEEDS, LayerAdamW, MixedBatches, SliceBatches, TrainConfig, compile_vit, fit, is_right, layer_scales, lesion_fraction,
+                                lesion_loss, plot_curves, train_recipe)
 from brain_vit.vit import ViTConfig, attention_maps, attention_readout, build_vit
 
 CONFIG = ViTConfig(image_size=16, patch_size=8, d_model=16, num_blocks=1, num_heads=2, dropout=0.3, pool="lesion")
@@ -112,7 +113,111 @@ def test_unknown_masks_weigh_nothing():
     assert "lesion" not in SliceBatches(images, labels)[0][1]
 
 
+def mixed(seed=0, epoch=0, masks=None, share=0.25, **options):
+    images, labels, _ = data(20)
+    train = MixedBatches(share, images, labels, masks, CONFIG.patch_size, batch_size=12, seed=seed, **options)
+    train.shuffle, train.epoch = True, epoch
+    return [train[index] for index in range(len(train))]
+
+
+def test_phantoms_stand_beside_every_real_image_and_bring_the_only_lesion_targets():
+    plain_set = SliceBatches(*data(20)[:2], None, CONFIG.patch_size, batch_size=12)
+    plain_set.shuffle = True
+    for real, (images, targets, weights), count in zip([plain_set[0], plain_set[1]], mixed(), (4, 3)):
+        n = len(real[0])
+        assert len(images) == n + count == len(targets["tumor"]) == len(targets["lesion"])
+        np.testing.assert_array_equal(images[:n], real[0])
+        np.testing.assert_array_equal(targets["tumor"][:n], real[1]["tumor"])
+        assert not weights["lesion"][:n].any() and (weights["lesion"][n:] == 1).all() and (weights["tumor"] == 1).all()
+    phantoms = np.concatenate([batch[1]["lesion"][-count:].sum(axis=1) > 0 for batch, count in zip(mixed(), (4, 3))])
+    np.testing.assert_array_equal(phantoms, np.concatenate([batch[1]["tumor"][-count:, 0] for batch, count in zip(mixed(), (4, 3))]) == 1)
+    assert phantoms.any() and not phantoms.all()
+
+
+def test_phantoms_follow_from_seed_and_epoch_and_are_never_met_elsewhere():
+    from brain_vit.phantom import Phantom
+    from brain_vit.pretrain import HELD_OUT_SEED, render_pool
+    beside = lambda **options: mixed(**options)[0][0][12:]
+    np.testing.assert_array_equal(beside(seed=1, epoch=3), beside(seed=1, epoch=3))
+    assert not any(np.array_equal(beside(), beside(**other)) for other in (dict(seed=1), dict(epoch=1)))
+    assert len({image.tobytes() for epoch in range(3) for batch in mixed(epoch=epoch) for image in batch[0][-3:]}) == 18
+    pool = render_pool(Phantom.full(), PHANTOM_SEEDS, 0, 4, 16)[0]
+    np.testing.assert_array_equal(beside(), pool)
+    assert PHANTOM_SEEDS > HELD_OUT_SEED
+
+
+def test_phantoms_are_augmented_like_the_others():
+    shift = lambda images, indices, seed, epoch, masks: images + 1 if masks is None else (images + 1, masks)
+    np.testing.assert_allclose(mixed(augment=shift)[0][0], mixed()[0][0] + 1, rtol=1e-6)
+
+
+def test_a_method_mixes_phantoms_into_training_only():
+    from brain_vit.baselines import Part, network_batches
+    images, labels, _ = data()
+    train, validation = network_batches(Part(images, labels), Part(images, labels), TrainConfig(phantoms=0.5, augment=False, batch_size=8), 8)
+    assert isinstance(train, MixedBatches) and type(validation) is SliceBatches and len(train[0][0]) == 16 and len(validation[0][0]) == 8
+    assert type(network_batches(Part(images, labels), Part(images, labels), TrainConfig(), 8)[0]) is SliceBatches
+
+
 # the loop
+
+def test_smoothed_labels_teach_but_do_not_judge(tmp_path):
+    keras.utils.set_random_seed(0)
+    train, validation, model = plain(), plain(), linear()
+    history = fit(model, train, validation, TrainConfig(epochs=20, learning_rate=0.02, label_smoothing=0.2), tmp_path, progress=False)
+    for rows, expected in ((train, [0.1, 0.9]), (validation, [0, 1])):
+        np.testing.assert_allclose(np.unique(rows[0][1]["tumor"]), expected, rtol=1e-6)
+    assert history[-1]["accuracy"] == history[-1]["val_accuracy"] == 1
+    logits, labels = model.predict(data()[0], verbose=0)["tumor"][:, 0], data()[1]
+    np.testing.assert_allclose(min(row["val_loss"] for row in history), np.mean(np.logaddexp(0, logits) - labels * logits), rtol=1e-4)
+    np.testing.assert_array_equal(ops.convert_to_numpy(is_right(np.float32([[0.9], [0.1], [1]]), np.float32([[2], [0.1], [-1]]))), [1, 0, 0])
+
+
+@pytest.mark.parametrize("change", [dict(layer_decay=0.0), dict(layer_decay=1.5), dict(label_smoothing=1.0), dict(phantoms=1.0), dict(phantoms=-0.1)])
+def test_impossible_recipes_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        TrainConfig(**change)
+
+
+def test_blocks_far_from_the_output_learn_slower():
+    config = ViTConfig(image_size=16, patch_size=8, d_model=16, num_blocks=2, num_heads=2, pool="lesion")
+    model = build_vit(config)
+    owner = [weight.path.split("/")[0] for weight in model.trainable_variables]
+    found = dict(zip(owner, layer_scales(model, 0.5)))
+    assert found == {"patch_encoder": 0.25, "block_0": 0.5, "block_1": 1.0, "norm": 1.0, "pool": 1.0, "tumor": 1.0}
+    assert set(layer_scales(model, 1.0)) == {1.0} == set(layer_scales(linear(), 0.5))
+
+
+def step(scales, policy="float32"):
+    "How far each weight of a model moves in one step."
+    keras.utils.set_random_seed(0)
+    previous, model = keras.config.dtype_policy().name, None
+    keras.config.set_dtype_policy(policy)
+    try:
+        image = keras.Input((4,))
+        model = keras.Model(image, keras.layers.Dense(1, dtype="float32")(keras.layers.Dense(3)(image)))
+        optimizer = LayerAdamW(0.01, scales=scales, weight_decay=0.0)
+        model.compile(optimizer, "mse")
+        before = model.get_weights()
+        model.fit(np.full((8, 4), 0.1, "float32"), np.full((8, 1), 0.3, "float32"), batch_size=8, verbose=0, shuffle=False)
+    finally:
+        keras.config.set_dtype_policy(previous)
+    return [np.abs(new - old).max() for new, old in zip(model.get_weights(), before)]
+
+
+def layerwise():
+    "One step with factors, without and with mixed precision, and the optimizer from its configuration."
+    for policy in ("float32", "mixed_float16"):
+        whole, scaled = step(None, policy), step([0.25, 0.5, 1.0, 0.0], policy)
+        np.testing.assert_allclose(scaled, np.multiply(whole, [0.25, 0.5, 1.0, 0.0]), rtol=1e-3, atol=1e-6)
+        assert min(whole) > 1e-3
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(LayerAdamW(0.01, scales=[0.5, 1.0])))
+    assert isinstance(again, LayerAdamW) and list(again.scales) == [0.5, 1.0]
+
+
+def test_each_weight_has_a_learning_rate_of_its_own():
+    layerwise()
+
 
 def test_learning_rate_rises_and_falls_and_norms_do_not_decay():
     model = compile_vit(build_vit(CONFIG), TrainConfig(learning_rate=0.01, warmup=0.1), total_steps=100)
@@ -179,6 +284,52 @@ def test_best_epoch_is_chosen_by_validation_and_last_is_last(tmp_path):
         fit(linear(), plain(), plain(), config, tmp_path / "other", progress=False, keep="first")
 
 
+def judged():
+    "With a running average: the validation loss of what is kept, for both ways to keep, and the history."
+    import tempfile
+    images, labels, _ = data()
+    wrong = SliceBatches(images, 1 - labels, batch_size=8)
+    kept = {}
+    for keep in ("best", "last"):
+        keras.utils.set_random_seed(0)
+        model = linear()
+        with tempfile.TemporaryDirectory() as folder:
+            history = fit(model, plain(), wrong, TrainConfig(epochs=5, learning_rate=0.05, warmup=0.01, average=0.8), folder, progress=False, keep=keep)
+        kept[keep] = model.evaluate(wrong, verbose=0, return_dict=True)["loss"]
+    losses = [row["val_loss"] for row in history]
+    assert losses[-1] > min(losses)
+    np.testing.assert_allclose([kept["best"], kept["last"]], [min(losses), losses[-1]], rtol=1e-5)
+
+
+def test_what_is_chosen_with_a_running_average_is_what_is_kept():
+    judged()
+
+
+def test_validating_an_average_does_not_touch_the_training(tmp_path):
+    losses = {}
+    for average in (0.0, 0.8):
+        keras.utils.set_random_seed(0)
+        losses[average] = [row["loss"] for row in fit(linear(), plain(), plain(), TrainConfig(epochs=3, average=average), tmp_path / str(average), progress=False)]
+    assert losses[0.0] == losses[0.8]
+
+
+def test_layer_rates_and_averages_on_the_other_backend():
+    other = "jax" if keras.backend.backend() == "tensorflow" else "tensorflow"
+    pytest.importorskip(other)
+    environment = {**os.environ, "KERAS_BACKEND": other, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(Path(brain_vit.__file__).parents[1])}
+    done = subprocess.run([sys.executable, __file__, "", "recipe"], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_short_curves_have_dots_and_whole_epochs():
+    rows = [{"epoch": n, "loss": 1.0 / n, "val_loss": 2.0 / n, "accuracy": 0.5, "val_accuracy": 0.5} for n in range(1, 31)]
+    for history, marker in ((rows[:4], "o"), (rows, "None")):
+        loss, accuracy = plot_curves(history).axes
+        assert loss.get_ylim() == (0, 2.2) and {line.get_marker() for line in loss.lines + accuracy.lines} == {marker}
+        assert all(tick == round(tick) for tick in loss.get_xticks())
+    plot_curves([{**rows[0], "val_loss": float("nan"), "loss": float("inf")}])
+
+
 def test_the_global_random_generator_does_not_matter(tmp_path):
     "Keras shuffles whole batches with Python's `random` unless told not to: a resumed run would see another order."
     orders = []
@@ -208,11 +359,14 @@ class Kill(keras.callbacks.Callback):
 
 
 def run(folder, seed=0, callbacks=()):
-    "Dropout, augmentation, averaged weights; a whole transformer with lesion target or, on the backend that compiles slowly, one layer."
+    "Dropout, augmentation, averaged weights, layer-wise rates; a whole transformer with lesion target and phantoms or, on the backend that compiles slowly, one layer."
     keras.utils.set_random_seed(seed)
     model, make = (linear(0.5), plain) if keras.backend.backend() == "jax" else (build_vit(CONFIG), batches)
-    history = fit(model, make(augment=augment_batch), make(slice(8)), TrainConfig(epochs=4, learning_rate=1e-2, average=0.5), folder,
-                  progress=False, callbacks=callbacks, keep="last")
+    train = make(augment=augment_batch)
+    if make is batches:
+        train = MixedBatches(0.25, train.images, train.labels, train.masks, CONFIG.patch_size, batch_size=8, augment=augment_batch)
+    config = TrainConfig(epochs=4, learning_rate=1e-2, average=0.5, layer_decay=0.7, label_smoothing=0.1)
+    history = fit(model, train, make(slice(8)), config, folder, progress=False, callbacks=callbacks, keep="last")
     return model, history
 
 
@@ -248,5 +402,8 @@ def compare(folder):
 if __name__ == "__main__":
     if sys.argv[2] == "kill":
         run(f"{sys.argv[1]}/killed", callbacks=(Kill(),))
+    elif sys.argv[2] == "recipe":
+        layerwise()
+        judged()
     else:
         compare(sys.argv[1])
