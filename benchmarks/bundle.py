@@ -3,7 +3,10 @@
     brain_vit pretrain --images 219136 --lesion-weight 1 --out runs/first
     brain_vit pretrain --from runs/first --images 299008 --seed 1 --out runs/second
     brain_vit pretrain --from runs/second --images 327680 --seed 2 --out runs/third
-    python benchmarks/bundle.py runs/third
+    brain_vit pretrain --from runs/third --images 1064960 --seed 3 --out runs/fourth
+    python benchmarks/bundle.py runs/fourth
+
+The first three stages ran on JAX, the fourth on TensorFlow, from the bundled copy of runs/third (`--from bundled`).
 """
 import hashlib
 import json

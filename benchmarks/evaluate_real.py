@@ -8,6 +8,7 @@ killed continues where it stopped, from the folder named by --work. The report h
 the machine and no picture.
 """
 import argparse
+import json
 import os
 import platform
 import sys
@@ -68,6 +69,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs") / "evaluate_real", help="folder of the full report, with predictions and plots")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="the file to write")
+    parser.add_argument("--keep", action="store_true", help="methods that are not measured now keep the figures that the file holds; needs the same folds and seed")
     options = parser.parse_args()
     folder = os.environ.get("BRAIN_VIT_DATA")
     if not folder:
@@ -75,7 +77,13 @@ def main():
     methods = [method(text) for text in options.preset.split(",")]
     options.work.parent.mkdir(parents=True, exist_ok=True)
     report = evaluate(load_dataset(folder), methods, options.folds, options.repeats, options.jobs, options.seed, options.work, suspects=SUSPECTS)
-    write_json(options.out, public(report, Path(folder).resolve()))
+    result = public(report, Path(folder).resolve())
+    if options.keep and options.out.exists():
+        before = json.loads(options.out.read_text())
+        if any(before[key] != result[key] for key in ("data", "folds", "seed")):
+            sys.exit(f"'{options.out}' was measured with other images, folds or seed: leave --keep out.")
+        result["methods"] = before["methods"] | result["methods"]
+    write_json(options.out, result)
     print(summary(report))
 
 

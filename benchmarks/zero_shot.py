@@ -2,9 +2,11 @@
 
     BRAIN_VIT_DATA=../brain_tumor_dataset python benchmarks/zero_shot.py runs/first runs/second runs/third
 
-Every model answers as it is: its threshold and temperature come from phantoms. Writes zero_shot.json beside this file.
+Every model answers as it is: its threshold and temperature come from phantoms. Writes zero_shot.json beside this file; rows of other
+stages that it holds already stay.
 """
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -34,7 +36,7 @@ def main():
     real, held_out = load_dataset(os.environ["BRAIN_VIT_DATA"]), phantom_dataset(1000, seed=HELD_OUT_SEED, start=1000)
     trusted = np.array([path not in SUSPECTS for path in real.paths])
     real_images, phantoms = preprocess_all(real)[0], preprocess_all(held_out)[0]
-    rows = []
+    path, rows = Path(__file__).with_suffix(".json"), []
     for run in options.runs:
         predictor = Predictor.load(run)
         rows.append({
@@ -43,7 +45,10 @@ def main():
             "real": judged(predictor, real_images, real.labels, real.groups),
             "real_without_suspects": judged(predictor, real_images[trusted], real.labels[trusted], real.groups[trusted])})
         print(f"{rows[-1]['images_seen']:9,} images", *(f"{part} ROC-AUC {rows[-1][part]['roc_auc']['value']:.3f}" for part in ("held_out", "real")), sep="  ", flush=True)
-    write_json(Path(__file__).with_suffix(".json"), {"protocol": "trained on phantoms only; 1,000 held-out phantoms, and the real images with groups of twins", "rows": rows})
+    earlier = json.loads(path.read_text())["rows"] if path.exists() else []
+    measured = {row["images_seen"]: row for row in earlier + rows}
+    write_json(path, {"protocol": "trained on phantoms only; 1,000 held-out phantoms, and the real images with groups of twins",
+                      "rows": [measured[seen] for seen in sorted(measured)]})
 
 
 if __name__ == "__main__":

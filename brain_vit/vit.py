@@ -133,6 +133,7 @@ def attention_readout(
     if model not in _readouts:
         scores = [layer.output[1] for layer in model.layers if isinstance(layer, TransformerBlock)]
         _readouts[model] = keras.Model(model.input, {**model.output, "attention_scores": ops.stack(scores, axis=1)}, name="attention_readout")
+        _readouts[model].jit_compile = model.jit_compile
     return _readouts[model]
 
 

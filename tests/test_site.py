@@ -2,6 +2,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -182,6 +184,45 @@ def test_the_citation_agrees_with_the_package():
     settings = (ROOT / "settings.ini").read_text()
     assert f"version = {citation['version']}\n" in settings
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
+
+
+PROCESS = """
+import os, sys
+from pathlib import Path
+os.environ["IN_TEST"] = "1"
+from nbdev.serve import FilterDefaults
+from nbdev.serve_drv import exec_nb
+for page in sorted(Path().glob("*.ipynb")):
+    exec_nb(page, Path(sys.argv[1]) / page.name, FilterDefaults)
+"""
+
+
+@pytest.fixture(scope="module")
+def processed(tmp_path_factory):
+    "All pages as `nbdev_docs` hands them to Quarto: hidden cells gone, arguments and texts of each exported name in their place."
+    folder = tmp_path_factory.mktemp("_proc")
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", PROCESS, str(folder)], cwd=NBS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+def test_the_site_can_be_made(processed):
+    assert {path.name for path in processed.glob("*.ipynb")} == NAMES
+    for path in processed.glob("*.ipynb"):
+        assert not [text(cell) for cell in cells(path, "code") if re.search(r"^#\|\s*(hide|export)\s*$", text(cell), re.MULTILINE)], path.name
+
+
+def test_exported_names_are_documented_with_their_arguments(processed):
+    shown = (processed / "04_patches.ipynb").read_text()
+    assert "### Patches" in shown and "side of a square patch, pixels" in shown
+
+
+def test_links_lead_somewhere_on_the_processed_pages(processed):
+    for path in processed.glob("*.ipynb"):
+        for label, target in links(prose(path)):
+            file = target.partition("#")[0]
+            if file.endswith(".ipynb"):
+                assert (processed / file).exists(), f"{path.name}: '{label}' leads to {target}, which is not there"
 
 
 @pytest.mark.skipif(not os.environ.get("BRAIN_VIT_SITE"), reason="BRAIN_VIT_SITE names no rendered site (_docs)")
