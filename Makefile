@@ -52,6 +52,7 @@ bench: $(BENCH)/installed
 	$(BENCH)/bin/python benchmarks/phantom.py --json
 	$(BENCH)/bin/python benchmarks/phantom.py --stream 100000 --json
 	$(BENCH)/bin/python benchmarks/speed.py --json
+	$(BENCH)/bin/python benchmarks/speed.py --only growth --json
 
 $(BENCH)/installed: settings.ini setup.py benchmarks/requirements.txt
 	$(PYTHON) -m venv $(BENCH)

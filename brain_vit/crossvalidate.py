@@ -70,23 +70,23 @@ def _inner_part(labels, groups, seed):
 def check_split(
     rows, # path of a split.csv, or its rows as dictionaries with path, group and part (and repeat and fold, where there are several turns)
 ) -> dict: # group (after its turn, where there are several) → its part
-    "Refuse a split in which a group is on two sides of one turn, and name it."
+    "Refuse a split in which a group, or an image with the same digest, is on two sides of one turn, and name it."
     if isinstance(rows, (str, Path)):
         return check_split(read_csv(rows))
     found = {}
     for row in rows:
-        key = _group_in_turn(row)
-        part, path = found.setdefault(key, (row["part"], row["path"]))
-        if part != row["part"]:
-            raise InputError(f"The split leaks: group {row['group']} is in '{part}' ({path}) and in '{row['part']}' ({row['path']}): make the split by groups.")
-    return {key: part for key, (part, _) in found.items()}
+        for name in ("group", "digest") if row.get("digest") else ("group",):
+            part, path = found.setdefault((name, _in_turn(row, name)), (row["part"], row["path"]))
+            if part != row["part"]:
+                raise InputError(f"The split leaks: {name} {row[name]} is in '{part}' ({path}) and in '{row['part']}' ({row['path']}): make the split by groups.")
+    return {key: part for (name, key), (part, _) in found.items() if name == "group"}
 
 # %% ../nbs/12_crossvalidate.ipynb #0651a6e5
-def _group_in_turn(row):
-    "The name of a row's group in its turn; a row that lacks a column is refused."
+def _in_turn(row, name):
+    "A row's group or digest, after its turn; a row that lacks a column is refused."
     if not {"path", "group", "part"} <= set(row):
         raise InputError("The split needs the columns path, group and part: take the split.csv of a run folder.")
-    return "/".join(str(row[name]) for name in ("repeat", "fold", "group") if name in row)
+    return "/".join(str(row[name]) for name in ("repeat", "fold", name) if name in row)
 
 # %% ../nbs/12_crossvalidate.ipynb #8490bf47
 def split_rows(
