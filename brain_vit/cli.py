@@ -432,5 +432,5 @@ def export(
 
 # %% ../nbs/16_cli.ipynb #c4f4a6be
 #| eval: false
-if __name__ == "__main__":
+if __name__ == "__main__" and __spec__ is not None:  # `python -m brain_vit.cli`; a notebook has no spec
     main()
