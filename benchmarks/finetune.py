@@ -9,6 +9,7 @@ change with the weights, the images and the settings. Writes finetune.json besid
 cores.
 """
 import argparse
+import json
 import os
 import sys
 from dataclasses import replace
@@ -88,6 +89,7 @@ def main():
     image_set = load_dataset(os.environ["BRAIN_VIT_DATA"])
     part, labels, groups = Part(preprocess_all(image_set)[0], image_set.labels), image_set.labels, image_set.groups
     folds = make_folds(labels, groups, 5, options.repeats)
+    seen = json.loads(WEIGHTS.with_suffix(".json").read_text())["images_seen"]
     first, store, content = variants[0], FoldStore(options.work), part_digest(part)
     tasks = [(fold, name, None) for fold in folds for name in variants] + [(fold, first, size) for fold in folds for size in sizes]
     jobs = [(part, fewer(fold, size), name) for fold, name, size in tasks]
@@ -106,10 +108,15 @@ def main():
     curve = {str(size): row(choices[first], size) for size in sizes}
     for title, one in (rows | curve).items():
         print(f"{title:32} validation loss {one['validation_loss']:.3f}  accuracy {one['accuracy']['value']:.3f}  ROC-AUC {one['roc_auc']['value']:.3f}")
-    write_json(options.out, {
+    report = {
         "protocol": f"5 grouped folds x {options.repeats} of the 253 images; accuracy at threshold 0.5 after temperature scaling on the validation part",
-        "variants": {name: VARIANTS[name] for name in variants}, "chosen": [str(name) for name in choices["chosen"]], "rows": rows,
-        "training_images": {"variant": first, "all": int(np.mean([len(fold.train) for fold in folds])), "rows": curve}})
+        "images_seen": seen, "variants": {name: VARIANTS[name] for name in variants}, "chosen": [str(name) for name in choices["chosen"]], "rows": rows}
+    if sizes:
+        report["training_images"] = {"images_seen": seen, "variant": first, "all": int(np.mean([len(fold.train) for fold in folds])),
+                                     "rows": curve | {"all": rows[first]}}
+    elif options.out.exists():  # the curve stays, with the weights it was measured from
+        report["training_images"] = json.loads(options.out.read_text())["training_images"]
+    write_json(options.out, report)
 
 
 if __name__ == "__main__":
