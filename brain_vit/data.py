@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['to_grey', 'read_image', 'LazyImages', 'LazyMasks', 'ImageSet', 'take', 'class_folders', 'find_roots', 'choose_root',
-           'check_file', 'list_files', 'find_masks', 'describe_copy', 'load_folder', 'download_kaggle', 'grouped_split',
-           'group_counts', 'need_groups', 'deal', 'grouped_folds']
+           'check_file', 'list_files', 'mask_files', 'find_mask', 'find_masks', 'describe_copy', 'load_folder',
+           'download_kaggle', 'grouped_split', 'group_counts', 'need_groups', 'deal', 'grouped_folds']
 
 # %% ../nbs/00_data.ipynb #9e5602b9
 import hashlib
@@ -231,6 +231,35 @@ def labelled_files(root, leave):
     places = sorted(class_folders(root).items())
     return [(file, label) for label, folders in places for folder in folders for file in list_files(folder, leave)]
 
+# %% ../nbs/00_data.ipynb #b1bdbc42
+def mask_files(
+    masks: str | Path, # folder with masks that are named like the images, any suffix
+) -> dict: # stem of an image → files
+    "All masks of a folder and the folders below."
+    files = {}
+    for file in list_files(Path(masks).resolve(), []):
+        files.setdefault(file.stem.removesuffix("_mask"), []).append(file)
+    return files
+
+# %% ../nbs/00_data.ipynb #5f8b465e
+def find_mask(
+    path: str | Path, # of an image
+    masks: str | Path, # folder with masks
+    files: dict, # what `mask_files` found there
+) -> Path | None: # None where the image has no mask
+    "The mask of an image: by its place below `masks` first, then by its stem alone."
+    path, masks = Path(path).resolve(), Path(masks).resolve()
+    beside = path.relative_to(masks.parent).parts[0].lower() if path.is_relative_to(masks.parent) else None
+    if path.is_relative_to(masks) or beside == "no":
+        return None
+    named = files.get(path.stem.removesuffix("_mask"), [])
+    folders = path.parent.parts
+    places = [masks.joinpath(*folders[start:]) for start in range(1, len(folders) + 1)]  # masks/…/yes, then masks/yes, then masks
+    found = next((near for place in places if (near := [file for file in named if file.parent == place])), named)
+    if len(found) > 1:
+        raise InputError(f"The image '{path}' has more than one mask ('{found[0]}' and '{found[1]}'): keep one of them, or sort the masks into folders like the images.")
+    return found[0] if found else None
+
 # %% ../nbs/00_data.ipynb #77f36df7
 def find_masks(
     root: Path, # the folder with the classes
@@ -242,12 +271,13 @@ def find_masks(
     folder = next((child for child in sorted(root.iterdir()) if child.name.lower() == "masks" and child.is_dir()), None)
     if folder is None:
         return None
-    known = {file.stem: file for file in list_files(folder, [])}
-    missing = [path.name for path, label in zip(images.paths, labels) if label and path.stem not in known]
+    files = mask_files(folder)
+    found = [find_mask(path, folder, files) if label else None for path, label in zip(images.paths, labels)]
+    missing = [path.name for path, label, mask in zip(images.paths, labels, found) if label and mask is None]
     if missing:
         skipped.append((folder.name, f"{len(missing)} images in 'yes' have no mask, for example '{missing[0]}': no mask is used."))
         return None
-    return LazyMasks(images, [known[path.stem] if label else None for path, label in zip(images.paths, labels)])
+    return LazyMasks(images, found)
 
 # %% ../nbs/00_data.ipynb #37bd3288
 def describe_copy(

@@ -6,7 +6,7 @@
 __all__ = ['BINS', 'lesion_energy', 'lesion_patches', 'patch_precision', 'deletion_curves', 'curve_area', 'random_heat',
            'randomized', 'rank_correlation', 'sanity_check', 'summarize', 'measure_heats', 'measure_method',
            'faithfulness', 'faithfulness_table', 'lesion_size', 'lesion_contrast', 'hit_rates', 'hits_table',
-           'mask_files', 'find_mask', 'read_mask', 'score_folder']
+           'read_mask', 'score_folder']
 
 # %% ../nbs/14_faithfulness.ipynb #dd85463d
 from collections import Counter
@@ -18,7 +18,7 @@ import numpy as np
 
 from ._base import InputError, markdown_table, mix_seed, sigmoid
 from .accuracy import wilson_interval
-from .data import list_files, read_image
+from .data import find_mask, mask_files, read_image
 from .draw import blurred, default_heatmap, hide_patches, patch_values, pointing_hits, upsample_patches
 
 # %% ../nbs/14_faithfulness.ipynb #2cc2018f
@@ -261,35 +261,6 @@ def hits_table(
     "One row per bin."
     between = [f"{'from ' + str(row['from']) if row['from'] is not None else ''}{' to ' + str(row['to']) if row['to'] is not None else ''}".strip() for row in bins]
     return markdown_table([[name, "pointing", "n"], *([limits, _cell(row), str(row["n"])] for limits, row in zip(between, bins))])
-
-# %% ../nbs/14_faithfulness.ipynb #b1bdbc42
-def mask_files(
-    masks: str | Path, # folder with masks that are named like the images, any suffix
-) -> dict: # stem of an image → files
-    "All masks of a folder and the folders below."
-    files = {}
-    for file in list_files(Path(masks).resolve(), []):
-        files.setdefault(file.stem.removesuffix("_mask"), []).append(file)
-    return files
-
-# %% ../nbs/14_faithfulness.ipynb #5f8b465e
-def find_mask(
-    path: str | Path, # of an image
-    masks: str | Path, # folder with masks
-    files: dict, # what `mask_files` found there
-) -> Path | None: # None where the image has no mask
-    "The mask of an image: by its place below `masks` first, then by its stem alone."
-    path, masks = Path(path).resolve(), Path(masks).resolve()
-    beside = path.relative_to(masks.parent).parts[0].lower() if path.is_relative_to(masks.parent) else None
-    if path.is_relative_to(masks) or beside == "no":
-        return None
-    named = files.get(path.stem.removesuffix("_mask"), [])
-    folders = path.parent.parts
-    places = [masks.joinpath(*folders[start:]) for start in range(1, len(folders) + 1)]  # masks/…/yes, then masks/yes, then masks
-    found = next((near for place in places if (near := [file for file in named if file.parent == place])), named)
-    if len(found) > 1:
-        raise InputError(f"The image '{path}' has more than one mask ('{found[0]}' and '{found[1]}'): keep one of them, or sort the masks into folders like the images.")
-    return found[0] if found else None
 
 # %% ../nbs/14_faithfulness.ipynb #d0b9399f
 def read_mask(

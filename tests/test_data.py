@@ -288,3 +288,22 @@ def test_real_images_are_all_read():
     loaded = load_folder(REAL)
     assert len(loaded) == 253 and loaded.labels.sum() == 155 and loaded.skipped == []
     assert len(set(loaded.groups)) == 228
+
+
+def test_images_of_one_stem_have_masks_in_their_places(folder):
+    for place, value in (("", 255), ("left", 0), ("right", 255)):
+        save(folder / "yes" / place / "Y 9.png", picture(30))
+        save(folder / "masks" / "yes" / place / "Y 9.png", np.full((40, 30), value, "uint8"))
+    for i in range(3):
+        save(folder / "masks" / f"Y {i}.png", np.full((40, 30), 255, "uint8"))
+    loaded = load_folder(folder)
+    assert {path: bool(mask.any()) for path, mask in zip(loaded.paths, loaded.masks) if "9" in path} == {
+        "yes/Y 9.png": True, "yes/left/Y 9.png": False, "yes/right/Y 9.png": True}
+
+
+def test_two_masks_for_one_image_are_refused(folder):
+    for i in range(3):
+        save(folder / "masks" / f"Y {i}.png", np.full((40, 30), 255, "uint8"))
+    save(folder / "masks" / "Y 1_mask.png", np.full((40, 30), 255, "uint8"))
+    with pytest.raises(InputError, match="more than one mask"):
+        load_folder(folder)
