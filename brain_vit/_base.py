@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'InputError', 'whole_file', 'write_text', 'write_json', 'write_csv', 'read_csv', 'markdown_table',
-           'refuse_existing', 'new_folder', 'sigmoid', 'mix_seed', 'use_style', 'show_images']
+           'refuse_existing', 'new_folder', 'sigmoid', 'mix_seed', 'patch_means', 'use_style', 'show_images']
 
 # %% ../nbs/00_base.ipynb #e73a38fa
 import contextlib
@@ -126,6 +126,16 @@ def mix_seed(
     "A seed that depends on all `numbers` and on their order."
     import numpy as np
     return int(np.random.SeedSequence([int(number) for number in numbers]).generate_state(1)[0] % 2**31)
+
+# %% ../nbs/00_base.ipynb #28255cb2
+def patch_means(
+    maps, # (n, height, width) array of numbers or bool, both sides multiples of patch_size
+    patch_size: int, # pixels along each side of a patch
+): # (n, num_patches) float32
+    "The mean of each patch of a map, in the order of `Patches`."
+    n, height, width = maps.shape
+    blocks = maps.reshape(n, height // patch_size, patch_size, width // patch_size, patch_size)
+    return blocks.mean(axis=(2, 4), dtype="float32").reshape(n, -1)
 
 # %% ../nbs/00_base.ipynb #86ea5c85
 PALETTE = {

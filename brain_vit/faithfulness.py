@@ -16,10 +16,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ._base import InputError, markdown_table, mix_seed, sigmoid
+from ._base import InputError, markdown_table, mix_seed, patch_means, sigmoid
 from .accuracy import wilson_interval
 from .data import find_mask, mask_files, read_image
-from .draw import blurred, default_heatmap, hide_patches, patch_values, pointing_hits, upsample_patches
+from .draw import blurred, default_heatmap, hide_patches, pointing_hits, upsample_patches
 
 # %% ../nbs/14_faithfulness.ipynb #2cc2018f
 def lesion_energy(
@@ -36,7 +36,7 @@ def lesion_patches(
     patch_size: int, # pixels along each side of a patch
 ) -> np.ndarray: # (n, num_patches) bool; of a mask that is not empty, at least one
     "The patches that count as lesion."
-    share = patch_values(masks, patch_size)
+    share = patch_means(masks, patch_size)
     return (share >= 0.25) | ((share > 0) & (share == share.max(axis=1, keepdims=True)))
 
 # %% ../nbs/14_faithfulness.ipynb #65e2b272
@@ -47,7 +47,7 @@ def patch_precision(
 ) -> np.ndarray: # (n,) average precision of each image's patches
     "How well the heat sorts an image's patches into lesion and rest."
     from sklearn.metrics import average_precision_score
-    pairs = zip(lesion_patches(masks, patch_size), patch_values(heats, patch_size))
+    pairs = zip(lesion_patches(masks, patch_size), patch_means(heats, patch_size))
     return np.array([average_precision_score(lesion, heat) if lesion.any() else 0.0 for lesion, heat in pairs])
 
 # %% ../nbs/14_faithfulness.ipynb #75c055dd
@@ -60,7 +60,7 @@ def deletion_curves(
     insert: bool = False, # show them on a blurred image instead
 ) -> np.ndarray: # (n, steps + 1) probability of "tumor", from none hidden (or shown) to all
     "The model's answer while patches are blurred, hottest first."
-    rank = (-patch_values(heats, patch_size)).argsort(axis=1, kind="stable").argsort(axis=1)
+    rank = (-patch_means(heats, patch_size)).argsort(axis=1, kind="stable").argsort(axis=1)
     hiding = blurred(images, patch_size / 2)
     portions = [rank < round(step * rank.shape[1] / steps) for step in range(steps + 1)]
     return np.stack([answer(hide_patches(images, chosen != insert, hiding)) for chosen in portions], axis=1)
@@ -174,7 +174,7 @@ def measure_method(
     if method == "random":
         return measures
     others = explain(randomized(model, seed) if stranger is None else stranger, images[:sanity])
-    return measures | sanity_check(patch_values(heats[:sanity], size), patch_values(others, size))
+    return measures | sanity_check(patch_means(heats[:sanity], size), patch_means(others, size))
 
 # %% ../nbs/14_faithfulness.ipynb #f40edbd0
 def faithfulness(

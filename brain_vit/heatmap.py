@@ -227,7 +227,7 @@ def show_heads(
     num_blocks, _, num_heads = maps.shape[:3]
     heats = upsample_patches(attention_values(maps.reshape(-1, 1, *maps.shape[-2:])), image.shape[0])
     titles = [f"block {block}, head {head}" for block in range(num_blocks) for head in range(num_heads)]
-    return show_images([image] * len(titles), titles, columns=num_heads, heats=heats)
+    return show_images([image] * len(titles), titles, columns=num_heads, heats=heats, size=1.0)
 
 # %% ../nbs/13_heatmap.ipynb #63602bc4
 def head_statistics(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ._base import new_folder, write_csv
+from ._base import new_folder, patch_means, write_csv
 from .anatomy import FIELD_OF_VIEW, TissueMap, smooth_noise
 from .axial import AXIAL
 from .contrast import (MATERIAL, SEQUENCES, add_arrow, add_bias, add_frame, add_ghost, add_noise, coarsen, compress,
@@ -345,12 +345,6 @@ def phantom_dataset(
     labels = np.array([item.label for item in slices], int)
     paths = [f"phantom/{('no', 'yes')[label]}/{start + offset:06d}.png" for offset, label in enumerate(labels)]
     return ImageSet([item.image for item in slices], labels, paths, np.arange(count), [item.mask for item in slices], [], "phantom")
-
-# %% ../nbs/01_phantom.ipynb #9e60d2b7
-def patch_means(maps, patch_size):
-    "The mean of each patch of square maps (n, size, size), row by row: (n, num_patches) float32."
-    count, rows = len(maps), maps.shape[1] // patch_size
-    return maps.reshape(count, rows, patch_size, rows, patch_size).mean(axis=(2, 4), dtype="float32").reshape(count, -1)
 
 # %% ../nbs/01_phantom.ipynb #e596babc
 def render_batch(job):

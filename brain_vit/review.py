@@ -21,7 +21,7 @@ from PIL import Image
 
 from ._base import InputError, mix_seed, new_folder, write_json, write_text
 from .data import ImageSet, LazyImages, grouped_folds, load_folder
-from .duplicates import group_sheet, thumbnail, with_groups
+from .duplicates import group_sheet, in_turns, thumbnail, with_groups
 
 # %% ../nbs/02_review.ipynb #465f59ea
 def border_pixels(image, width):
@@ -211,7 +211,7 @@ def describe_all(
     files = image_set.images.paths if isinstance(image_set.images, LazyImages) else None
     describe = lambda i: describe_image(image_set.images[i]) | (describe_file(files[i]) if files else {})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(describe, range(len(image_set))))
+        return list(in_turns(pool, describe, range(len(image_set))))
 
 # %% ../nbs/02_review.ipynb #9a034e21
 def suffix_fits(path, format):

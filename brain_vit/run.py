@@ -452,14 +452,12 @@ def pretrain_run(
 ) -> Path: # the run folder
     "Train on endless phantoms, measure on held-out ones, write the folder that explains it."
     out, start = Path(out), None if start == "scratch" else start
-    seen, seeds = _seen_before(start, train_config.seed)
-    seen += pool_size * train_config.epochs
+    views = _seen_after(start, train_config.seed, pool_size * train_config.epochs)
     model = start_model(replace(model_config, dropout=0.0), train_config.seed, start)
     easy_pools = 0 if start else min(easy_pools, train_config.epochs // passes // 4)
     test = phantom_dataset(held_out, seed=HELD_OUT_SEED, recipe=recipe)
-    config = describe_run(test, model_config, train_config, str(start or "scratch")) | {
-        "recipe": asdict(recipe), "pool_size": pool_size, "passes": passes, "easy_pools": easy_pools,
-        "images_seen": seen, "seeds": [*seeds, train_config.seed]}
+    config = describe_run(test, model_config, train_config, str(start or "scratch"))
+    config |= {"recipe": asdict(recipe), "pool_size": pool_size, "passes": passes, "easy_pools": easy_pools, **views}
     working = begin_run(out, config, resume)
     history = pretrain(model, model_config, train_config, working / "state", recipe, pool_size, passes, easy_pools, progress=progress)
     return _finish_pretraining(out, working, model, model_config, config, test, history)
@@ -483,6 +481,12 @@ def _seen_before(start, seed):
     if seed in before["seeds"]:
         raise InputError(f"'{start}' has seen the phantoms of seed {seed} already: choose another --seed.")
     return before["images_seen"], before["seeds"]
+
+
+def _seen_after(start, seed, more):
+    "What the run will have seen in the end, if it sees so many more images: entries of its `config.json`."
+    images, seeds = _seen_before(start, seed)
+    return {"images_seen": images + more, "seeds": [*seeds, seed]}
 
 # %% ../nbs/15_run.ipynb #ed0b2b4b
 def judge_pretrained(

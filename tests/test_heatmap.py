@@ -12,6 +12,7 @@ from brain_vit import draw as drawing
 from brain_vit import faithfulness as exam
 from brain_vit import heatmap as maps_of
 from brain_vit import views
+from brain_vit._base import patch_means
 from brain_vit.predict import Predictor
 from brain_vit.vit import ViTConfig, attention_maps, build_vit, predict_outputs
 
@@ -212,10 +213,10 @@ def test_the_mean_of_six_views_is_not_damped_at_the_edges():
     np.testing.assert_allclose(views.mean_heat(lambda seen: seen[..., 0], images), images[..., 0], atol=1e-6)
 
 
-def test_patch_values_are_the_way_back():
+def test_patch_means_are_the_way_back():
     values = np.random.default_rng(0).random((3, 16))
     blocks = values.reshape(3, 4, 4).repeat(8, axis=1).repeat(8, axis=2)
-    np.testing.assert_allclose(drawing.patch_values(blocks, 8), values, rtol=1e-6)
+    np.testing.assert_allclose(patch_means(blocks, 8), values, rtol=1e-6)
 
 
 def test_the_answer_is_the_mean_over_six_views():
