@@ -1,4 +1,4 @@
-"""Which part of the `small` model earns its place: one change at a time, trained from scratch on the same easy phantoms.
+"""Which part of the `small` model earns its place: one change at a time, and `lecture` beside it, trained from scratch on the same easy phantoms.
 
     python benchmarks/ablation.py [--images 60000] [--variants "small,pool mean"]
 
@@ -23,11 +23,11 @@ from brain_vit._base import write_json
 from brain_vit.accuracy import classification_metrics
 from brain_vit.phantom import Phantom
 from brain_vit.pretrain import HELD_OUT_SEED, render_pool
-from brain_vit.vit import SMALL
+from brain_vit.vit import LECTURE, SMALL
 
 BASE = replace(SMALL, dropout=0.0)  # as in pretraining
 VARIANTS = {
-    "small": {}, "stem conv": {"stem": "conv"}, "position sinusoidal_2d": {"position": "sinusoidal_2d"}, "position learned": {"position": "learned"},
+    "small": {}, "lecture": {name: getattr(LECTURE, name) for name in ("d_model", "stem", "pool")}, "stem conv": {"stem": "conv"}, "position sinusoidal_2d": {"position": "sinusoidal_2d"}, "position learned": {"position": "learned"},
     "position none": {"position": "none"}, "pool mean": {"pool": "mean"}, "2 blocks": {"num_blocks": 2}, "6 blocks": {"num_blocks": 6},
     "d_model 64": {"d_model": 64}, "d_model 192": {"d_model": 192}, "patch_size 8": {"patch_size": 8}, "8 heads": {"num_heads": 8},
 }

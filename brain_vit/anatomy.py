@@ -72,7 +72,7 @@ def spline_places(count, samples, closed):
 # %% ../nbs/01_anatomy.ipynb #94d88d4b
 def spline_terms(t, slope):
     "Weights of the four nearest control points at places `t` of a segment."
-    powers = [0 * t, 1 + 0 * t, 2 * t, 3 * t**2] if slope else [1 + 0 * t, t, t**2, t**3]
+    powers = [0 * t, 1 + 0 * t, 2 * t, 3 * t * t] if slope else [1 + 0 * t, t, t * t, t * t * t]
     return np.stack(powers, 1) @ np.array([[0, 2, 0, 0], [-1, 0, 1, 0], [2, -5, 4, -1], [-1, 3, -3, 1]]) / 2
 
 # %% ../nbs/01_anatomy.ipynb #24f5a561
@@ -288,7 +288,7 @@ def polar_grid(
     "Where each pixel of a map lies, seen from its centre."
     axis = ((np.arange(size) + 0.5) / size - 0.5).astype(np.float32) * FIELD_OF_VIEW
     x, y = np.meshgrid(axis, axis)
-    turn = (np.arctan2(y, x) / (2 * np.pi) % 1).astype(np.float32)
+    turn = (np.arctan2(y, x, dtype=np.float64) / (2 * np.pi) % 1).astype(np.float32)
     return x, y, np.hypot(x, y), np.int32(turn * 1024) % 1024, turn
 
 # %% ../nbs/01_anatomy.ipynb #35745419

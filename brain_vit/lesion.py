@@ -66,9 +66,9 @@ class LesionKind:
 
 # %% ../nbs/01_lesion.ipynb #a61787db
 LESIONS = {
-    "ring": LesionKind(core=("necrosis",), oedema=(0.1, 1.2)),
-    "solid": LesionKind(outer=("enhancing", "enhancing", "solid")),
-    "mottled": LesionKind(core=("necrosis", "cyst", "solid"), rim=(0.15, 0.5), patchy=0.8, lobes=(0.2, 0.4), texture=(0.05, 0.2), oedema=(0.2, 1.2)),
+    "ring": LesionKind(core=("necrosis",), rim=(0.1, 0.5), oedema=(0.1, 1.8)),
+    "solid": LesionKind(outer=("enhancing", "enhancing", "solid"), oedema=(0.0, 1.4)),
+    "mottled": LesionKind(core=("necrosis", "cyst", "solid"), rim=(0.15, 0.5), patchy=0.8, lobes=(0.2, 0.4), texture=(0.05, 0.2), oedema=(0.2, 1.8)),
     "dural": LesionKind(place="surface", lobes=(0.03, 0.12), oedema=(-0.6, 0.7), texture=(0.0, 0.05), edge=(0.5, 1.2)),
     "infiltrative": LesionKind(outer=("solid", "oedema"), lobes=(0.2, 0.5), oedema=(0, 0.4), mass=(0.05, 0.4), edge=(2, 6), texture=(0.05, 0.2)),
     "metastases": LesionKind(core=("necrosis",), rim=(0.25, 1.2), lobes=(0.03, 0.15), count=(2, 5), scale=0.5, oedema=(0.2, 1.8), mass=(0.1, 0.5)),
@@ -141,7 +141,7 @@ def lesion_field(
     cells = int(np.clip(round(size * scene.pixel / (0.9 * radius)), 3, size // 3))
     bent = smooth_noise(generator, size, cells)
     fine = smooth_noise(generator, size, min(2 * cells, size // 2))
-    return distance + lobes * (bent + 0.4 * fine)
+    return distance + lobes * (bent + 0.55 * fine)
 
 # %% ../nbs/01_lesion.ipynb #f25c7bf5
 def soft_step(field, threshold, width):
@@ -158,7 +158,8 @@ def push(
     "Mass effect: tissue around a lesion has been pushed outward, less near the skull."
     dx, dy = scene.x - np.float32(center[0]), scene.y - np.float32(center[1])
     distance = cv2.magnitude(dx, dy) + np.float32(1e-3)
-    shift = np.float32(-mass * radius) * np.exp(-np.square(distance / np.float32(2.0 * radius)))
+    near = np.exp(-np.square(distance / np.float32(2.0 * radius)), dtype=np.float64)
+    shift = np.float32(-mass * radius) * near.astype(np.float32)
     shift *= np.clip(scene.depth / 14, 0, 1) * np.clip(distance / np.float32(0.5 * radius), 0, 1) / distance
     return shift * dx, shift * dy
 
@@ -193,7 +194,7 @@ def lesion_grays(table, generator, kind, back, visible):
 # %% ../nbs/01_lesion.ipynb #2c3a8b03
 def core_share(generator, kind, shape, noise, radius):
     "How much of each pixel is core and not rim, 0..1."
-    share = soft_step(shape + generator.uniform(*kind.rim) * (1 + 0.35 * noise), 1, 2.0 / radius)
+    share = soft_step(shape + generator.uniform(*kind.rim) * (1 + 0.9 * noise), 1, 2.0 / radius)
     if generator.random() < kind.patchy:
         share = np.minimum(share + 0.4, soft_step(noise, generator.uniform(-0.3, 0.3), 0.5))
     return share
@@ -218,7 +219,7 @@ def cover(scene, kind, shape, softness):
 def gray_around(image, scene, shape, mask):
     "Mean gray of the ring around a lesion; a middle one where there is no such ring."
     around = (shape < 1.35) & ~mask & (scene.depth > 0)
-    return float(image[around].mean()) if around.any() else 0.4
+    return float(image[around].mean(dtype=np.float64)) if around.any() else 0.4
 
 # %% ../nbs/01_lesion.ipynb #70bacefb
 def paint_lesion(
@@ -247,14 +248,14 @@ def paint_hyperintensities(image, scene, table, generator):
     field = smooth_noise(generator, size, int(generator.integers(8, 20))) + 0.4 * smooth_noise(generator, size, 30)
     reach = 0.02 * size + 0.5
     caps = cv2.GaussianBlur((scene.labels == TISSUE["ventricle"]).astype(np.float32), (0, 0), reach)
-    level = generator.uniform(1.0, 2.2)
-    alpha = np.clip((field + generator.uniform(0, 5) * caps - level) * 2, 0, 1) * scene.white * (scene.depth > 8)
+    level = generator.uniform(0.4, 2.2)
+    alpha = np.clip((field + generator.uniform(0, 7) * caps - level) * 2, 0, 1) * scene.white * (scene.depth > 8)
     return image + alpha * (float(table[MATERIAL["gliosis"]]) - image)
 
 # %% ../nbs/01_lesion.ipynb #fcf1889e
 def away_from(scene, angle):
     "By how many radians the direction of each pixel differs from an angle."
-    turn = np.arctan2(scene.y, scene.x) - angle
+    turn = np.arctan2(scene.y, scene.x, dtype=np.float64).astype(np.float32) - angle
     return np.abs((turn + np.float32(math.pi)) % np.float32(2 * math.pi) - np.float32(math.pi))
 
 # %% ../nbs/01_lesion.ipynb #a973dace

@@ -10,7 +10,7 @@ import pytest
 from keras import ops
 
 from brain_vit.attention import SelfAttention, patch_importance, scaled_dot_product_attention
-from brain_vit.encoder import FeedForward, TransformerBlock
+from brain_vit.encoder import FeedForward, QuickDropout, TransformerBlock, keep_mask
 from brain_vit.multihead import MultiHeadSelfAttention
 from brain_vit.patches import Patches, unpatch
 from brain_vit.position import PatchEncoder, sinusoidal_positions, sinusoidal_positions_2d
@@ -26,10 +26,12 @@ CASES = [
     (MultiHeadSelfAttention, dict(d_model=16, num_heads=4), TOKENS, (6, 16)),
     (FeedForward, dict(d_model=16, mlp_ratio=3.0, dropout=0.1), TOKENS, (6, 16)),
     (TransformerBlock, dict(d_model=16, num_heads=4, mlp_ratio=1.5, dropout=0.1), TOKENS, (6, 16)),
+    (QuickDropout, dict(rate=0.1, noise_shape=None, seed=3), TOKENS, (6, 16)),
 ]
+KNOWN_MASK = [False, True, False, False, False, True, False, True, True, False, True, True]
 OTHER = "BRAIN_VIT_OTHER_BACKEND" in os.environ  # this process is the run on the other backend, see the last test
 if OTHER:  # eager JAX compiles each operation by itself: fewer variants, every layer
-    CASES = [CASES[i] for i in (0, 1, 2, 6, 8)]
+    CASES = [CASES[i] for i in (0, 1, 2, 6, 8, 9)]
 NAMES = [f"{cls.__name__}-{'-'.join(map(str, args.values()))}" for cls, args, *_ in CASES]
 WITH_SCORES = [(SelfAttention, dict(d_model=16), (6, 6)), (MultiHeadSelfAttention, dict(d_model=16, num_heads=4), (4, 6, 6)),
                (TransformerBlock, dict(d_model=16, num_heads=4), (4, 6, 6))]
@@ -331,6 +333,36 @@ def test_dropout_works_in_training_only():
     calm, again, shaken = (values(block(tokens, training=training)) for training in (False, None, True))
     np.testing.assert_array_equal(calm, again)
     assert np.abs(shaken - calm).max() > 0.01
+
+
+def test_masks_are_the_same_on_every_backend_and_look_random():
+    assert values(keep_mask((1, 2), (12,), 0.5)).tolist() == KNOWN_MASK
+    masks = np.stack([values(keep_mask((3, step), (40, 300), 0.1)) for step in range(6)]).reshape(6, -1)
+    error = np.sqrt(0.1 * 0.9 / masks.shape[1])
+    assert np.abs(masks.mean(1) - 0.9).max() < 5 * error
+    pairs = [(masks[i], masks[j]) for i in range(6) for j in range(i)] + [(masks[0, :-lag], masks[0, lag:]) for lag in (1, 2, 3, 64, 128, 299, 300, 301, 600)]
+    correlation = [np.corrcoef(a, b)[0, 1] for a, b in pairs]
+    assert np.abs(correlation).max() < 5 / np.sqrt(masks.shape[1])
+
+
+def test_quick_dropout_drops_scales_and_moves_on():
+    layer, ones = QuickDropout(0.25, seed=1), np.ones((50, 7, 40), "float32")
+    first, second = (values(layer(ones, training=True)) for _ in range(2))
+    assert set(np.unique(first).tolist()) == {0.0, np.float32(1 / 0.75).item()} and (first != second).any()
+    assert abs(first.mean() - 1) < 0.02
+    np.testing.assert_array_equal(values(QuickDropout(0.25, seed=1)(ones, training=True)), first)
+    np.testing.assert_array_equal(values(layer(ones)), ones)
+    np.testing.assert_array_equal(values(QuickDropout(0.0)(ones, training=True)), ones)
+    same_for_all_tokens = values(QuickDropout(0.5, noise_shape=(None, 1, None))(ones, training=True))
+    assert (same_for_all_tokens == same_for_all_tokens[:, :1]).all()
+    assert values(QuickDropout(0.25, dtype="mixed_float16")(ones, training=True)).dtype == "float16"
+
+
+def test_quick_dropout_learns_with_batches_of_any_size():
+    model = keras.Sequential([keras.Input((5,)), QuickDropout(0.5), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    losses = [float(model.train_on_batch(np.ones((size, 5), "float32"), np.zeros((size, 1)))) for size in (4, 3)]
+    assert np.isfinite(losses).all()
 
 
 @pytest.mark.skipif(OTHER, reason="this is the run on the other backend")
