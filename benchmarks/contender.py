@@ -1,6 +1,6 @@
 """One contender of speed.py, in a process of its own: it builds its part, then answers each line it is told with images per second.
 
-    python contender.py ours|example|hub|timm lecture|small DROPOUT     lines: "train N", "predict N", "maps N"
+    python contender.py ours|stock|example|hub|timm lecture|small DROPOUT     lines: "train N", "predict N", "maps N"
     python contender.py augment-ours|augment-keras|augment-albumentations     line: "run N"
     python contender.py feed small|lecture DROPOUT     lines: "fed N", "fixed N": epochs of real batches, or of one batch again and again
     python contender.py decode|render     line: "run N"
@@ -39,6 +39,15 @@ def ours(config):
     model = compile_vit(build_vit(config), TrainConfig(), total_steps=1000)
     targets = {"tumor": np.zeros((BATCH, 1), "float32"), "lesion": np.zeros((BATCH, config.num_patches), "float32")}
     return keras_tasks(model, batch(), {name: targets[name] for name in model.output}, attention_readout(model))
+
+
+def stock(config):
+    "brain_vit with Keras' own dropout."
+    import keras
+
+    from brain_vit.encoder import QuickDropout
+    QuickDropout.call = keras.layers.Dropout.call
+    return ours(config)
 
 
 def compiled(tokens, image):

@@ -225,7 +225,7 @@ def pretrain(
     """
     from brain_vit.run import pretrain_run
     from brain_vit.vit import PRESETS
-    out, pool_size = _run_folder(out, f"pretrain-{preset.value}", resume), min(2048 if images < 500_000 else 8192, images)
+    out, pool_size = _run_folder(out, f"pretrain-{preset.value}", resume), min(2048 if images < 300_000 else 8192, images)
     train_config = _pretrain_config(max(1, round(images / pool_size)), lesion_weight, seed, going_on=bool(start))
     run = pretrain_run(out, PRESETS[preset.value], train_config, start, _recipe(recipe), pool_size, resume=resume)
     print((run / "README.md").read_text())
