@@ -4,9 +4,11 @@
     brain_vit pretrain --from runs/first --images 299008 --seed 1 --out runs/second
     brain_vit pretrain --from runs/second --images 327680 --seed 2 --out runs/third
     brain_vit pretrain --from runs/third --images 1064960 --seed 3 --out runs/fourth
-    python benchmarks/bundle.py runs/fourth
+    brain_vit pretrain --from runs/fourth --images 524288 --seed 4 --out runs/fifth
+    python benchmarks/bundle.py runs/fifth
 
-The first three stages ran on JAX, the fourth on TensorFlow, from the bundled copy of runs/third (`--from bundled`).
+The first three stages ran on JAX, the others on TensorFlow, each from the bundled copy of the stage before (`--from bundled`). Before the
+fifth stage the phantoms changed: ragged rings, wider swelling, confluent white matter.
 """
 import hashlib
 import json

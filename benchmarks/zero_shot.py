@@ -47,7 +47,8 @@ def main():
         print(f"{rows[-1]['images_seen']:9,} images", *(f"{part} ROC-AUC {rows[-1][part]['roc_auc']['value']:.3f}" for part in ("held_out", "real")), sep="  ", flush=True)
     earlier = json.loads(path.read_text())["rows"] if path.exists() else []
     measured = {row["images_seen"]: row for row in earlier + rows}
-    write_json(path, {"protocol": "trained on phantoms only; 1,000 held-out phantoms, and the real images with groups of twins",
+    write_json(path, {"protocol": "trained on phantoms only; 1,000 held-out phantoms, and the real images with groups of twins; rows without "
+                                  "held_out are stages whose weights are gone: their phantoms were of an earlier recipe",
                       "rows": [measured[seen] for seen in sorted(measured)]})
 
 
