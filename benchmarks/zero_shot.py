@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,18 @@ from brain_vit.phantom import phantom_dataset
 from brain_vit.predict import Predictor, locate_model
 from brain_vit.preprocess import load_dataset, preprocess_all
 from brain_vit.pretrain import HELD_OUT_SEED
+from brain_vit.vit import PRESETS
 
 
 def judged(predictor, images, labels, groups):
     "Metrics with intervals."
     return classification_metrics(labels, predictor.probability(images), groups, predictor.threshold)
+
+
+def preset_of(config):
+    "The name of the preset that a run's model is, dropout apart."
+    fixed = lambda model: {**model, "dropout": None}
+    return next((name for name, preset in PRESETS.items() if fixed(asdict(preset)) == fixed(config)), "another model")
 
 
 def main():
@@ -38,18 +46,18 @@ def main():
     real_images, phantoms = preprocess_all(real)[0], preprocess_all(held_out)[0]
     path, rows = Path(__file__).with_suffix(".json"), []
     for run in options.runs:
-        predictor = Predictor.load(run)
+        predictor, settings = Predictor.load(run), locate_model(run)[1]
         rows.append({
-            "images_seen": locate_model(run)[1]["images_seen"],
+            "model": preset_of(settings["model"]), "images_seen": settings["images_seen"],
             "held_out": judged(predictor, phantoms, held_out.labels, held_out.groups),
             "real": judged(predictor, real_images, real.labels, real.groups),
             "real_without_suspects": judged(predictor, real_images[trusted], real.labels[trusted], real.groups[trusted])})
-        print(f"{rows[-1]['images_seen']:9,} images", *(f"{part} ROC-AUC {rows[-1][part]['roc_auc']['value']:.3f}" for part in ("held_out", "real")), sep="  ", flush=True)
+        print(f"{rows[-1]['model']} {rows[-1]['images_seen']:9,} images", *(f"{part} ROC-AUC {rows[-1][part]['roc_auc']['value']:.3f}" for part in ("held_out", "real")), sep="  ", flush=True)
     earlier = json.loads(path.read_text())["rows"] if path.exists() else []
-    measured = {row["images_seen"]: row for row in earlier + rows}
+    measured = {(row["model"], row["images_seen"]): row for row in earlier + rows}
     write_json(path, {"protocol": "trained on phantoms only; 1,000 held-out phantoms, and the real images with groups of twins; rows without "
                                   "held_out are stages whose weights are gone: their phantoms were of an earlier recipe",
-                      "rows": [measured[seen] for seen in sorted(measured)]})
+                      "rows": [measured[key] for key in sorted(measured)]})
 
 
 if __name__ == "__main__":
