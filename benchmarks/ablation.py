@@ -27,7 +27,8 @@ from brain_vit.vit import LECTURE, SMALL
 
 BASE = replace(SMALL, dropout=0.0)  # as in pretraining
 VARIANTS = {
-    "small": {}, "lecture": {name: getattr(LECTURE, name) for name in ("d_model", "stem", "pool")}, "stem conv": {"stem": "conv"}, "position sinusoidal_2d": {"position": "sinusoidal_2d"}, "position learned": {"position": "learned"},
+    "small": {}, "lecture": asdict(replace(LECTURE, dropout=0.0)), "stem conv": {"stem": "conv"},
+    "position sinusoidal_2d": {"position": "sinusoidal_2d"}, "position learned": {"position": "learned"},
     "position none": {"position": "none"}, "pool mean": {"pool": "mean"}, "2 blocks": {"num_blocks": 2}, "6 blocks": {"num_blocks": 6},
     "d_model 64": {"d_model": 64}, "d_model 192": {"d_model": 192}, "patch_size 8": {"patch_size": 8}, "8 heads": {"num_heads": 8},
 }

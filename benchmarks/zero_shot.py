@@ -30,9 +30,8 @@ def judged(predictor, images, labels, groups):
 
 
 def preset_of(config):
-    "The name of the preset that a run's model is, dropout apart."
-    fixed = lambda model: {**model, "dropout": None}
-    return next((name for name, preset in PRESETS.items() if fixed(asdict(preset)) == fixed(config)), "another model")
+    "The name of the preset that a run's model is."
+    return next((name for name, preset in PRESETS.items() if asdict(preset) == config), "another model")
 
 
 def main():
