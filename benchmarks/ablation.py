@@ -1,10 +1,11 @@
-"""Which part of the `small` model earns its place: one change at a time, and `lecture` beside it, trained from scratch on the same easy phantoms.
+"""Which part of the `small` model earns its place, trained from scratch on the same easy phantoms: one change at a time, and `lecture` beside it.
 
     python benchmarks/ablation.py [--images 60000] [--variants "small,pool mean"]
 
 Every variant sees the same phantoms in the same order, so many images in all, and answers the same held-out phantoms; speed stands
 beside accuracy, so that accuracy per minute can be seen. No real image is used. After each variant, ablation.json beside this file
-is written anew: a killed run continues with the first variant that is missing. About an hour and a half on two idle cores.
+is written anew: a killed run continues with the first variant that is missing. The changes start from `small` with one lesion
+score per patch; the row `small` itself has four. About an hour and a half on two idle cores.
 """
 import argparse
 import json
@@ -25,9 +26,9 @@ from brain_vit.phantom import Phantom
 from brain_vit.pretrain import HELD_OUT_SEED, render_pool
 from brain_vit.vit import LECTURE, SMALL
 
-BASE = replace(SMALL, dropout=0.0)  # as in pretraining
+BASE = replace(SMALL, dropout=0.0, splits=1)  # no dropout, as in pretraining
 VARIANTS = {
-    "small": {}, "lecture": asdict(replace(LECTURE, dropout=0.0)), "stem conv": {"stem": "conv"},
+    "small": {"splits": 2}, "one score per patch": {}, "lecture": asdict(replace(LECTURE, dropout=0.0)), "stem conv": {"stem": "conv"},
     "position sinusoidal_2d": {"position": "sinusoidal_2d"}, "position learned": {"position": "learned"},
     "position none": {"position": "none"}, "pool mean": {"pool": "mean"}, "2 blocks": {"num_blocks": 2}, "6 blocks": {"num_blocks": 6},
     "d_model 64": {"d_model": 64}, "d_model 192": {"d_model": 192}, "patch_size 8": {"patch_size": 8}, "8 heads": {"num_heads": 8},
@@ -49,9 +50,9 @@ def measure(config, pool, held_out, images, seed):
     from brain_vit.vit import build_vit, predict_outputs
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
-    model, patch_size = build_vit(config), config.patch_size if config.pool == "lesion" else None
-    train = SliceBatches(*pool, patch_size, augment=augment_batch, seed=seed)
-    watched = SliceBatches(*(array[:32] for array in pool), patch_size)  # `fit` wants something to watch; nothing is chosen by it
+    model, square_size = build_vit(config), config.square_size
+    train = SliceBatches(*pool, square_size, augment=augment_batch, seed=seed)
+    watched = SliceBatches(*(array[:32] for array in pool), square_size)  # `fit` wants something to watch; nothing is chosen by it
     recipe = TrainConfig(epochs=max(1, round(images / len(pool[1]))), learning_rate=1e-3, average=0.99, seed=seed)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -37,7 +37,7 @@ def ours(config):
     from brain_vit.training import TrainConfig, compile_vit
     from brain_vit.vit import attention_readout, build_vit
     model = compile_vit(build_vit(config), TrainConfig(), total_steps=1000)
-    targets = {"tumor": np.zeros((BATCH, 1), "float32"), "lesion": np.zeros((BATCH, config.num_patches), "float32")}
+    targets = {"tumor": np.zeros((BATCH, 1), "float32"), "lesion": np.zeros((BATCH, config.num_patches * config.splits**2), "float32")}
     return keras_tasks(model, batch(), {name: targets[name] for name in model.output}, attention_readout(model))
 
 
@@ -177,8 +177,7 @@ def feed(config):
     model = compile_vit(build_vit(config), TrainConfig(), total_steps=1000)
     images = np.random.default_rng(0).random((8 * BATCH, SIZE, SIZE, 1), "float32")
     masks = images[..., 0] > 0.99
-    patch_size = config.patch_size if config.pool == "lesion" else None
-    real = SliceBatches(images, np.zeros(len(images), int), masks, patch_size, BATCH, augment_batch)
+    real = SliceBatches(images, np.zeros(len(images), int), masks, config.square_size, BATCH, augment_batch)
     fixed = Fixed(real).dataset()
     return {"fed": lambda: model.fit(real, verbose=0), "fixed": lambda: model.fit(fixed, verbose=0)}
 

@@ -1,7 +1,7 @@
 """How fast brain_vit is beside its peers, as ratios of one run on one machine.
 
     make bench                                                            everything but growth, with the peers in an environment of their own
-    .bench/bin/python benchmarks/speed.py --only growth --sizes 250,2500 --json   one part, and of it these folders
+    .bench/bin/python benchmarks/speed.py --only growth --sizes 250,2500 --tasks audit --json   one part, of it these folders, and this command
 
 Every contender is a process that has built and compiled its part and waits. The rounds go through all of them in turn, so a
 busy minute slows all alike, and a ratio is taken within each round. --json writes what ran into speed.json beside this file, which
@@ -204,12 +204,12 @@ def code_digest():
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
-def measure_growth(sizes, known, keep):
+def measure_growth(sizes, names, known, keep):
     "Seconds and peak memory of audit, predict and one epoch of training as the folder grows. `known`: rows that need not be measured; `keep` is told of each figure."
     rows = {row["images"]: row for row in known}
     for size in sizes:
         row = rows.setdefault(size, {"images": size})
-        for name in ("predict", "audit", "train"):
+        for name in names:
             if row.get(name, {}).get("code") != code_digest():
                 row[name] = grown(size, name)
                 print("{:6} images  {:8} {seconds:8.1f} s {megabytes:8} MB, {own_megabytes} MB of its own".format(size, name, **row[name]), flush=True)
@@ -232,7 +232,7 @@ def grown(size, name):
         command = {"predict": ["predict", folder / "set" / "yes", folder / "set" / "no"], "audit": ["audit", folder / "set", "--out", f"{out}/audit"],
                    "train": ["train", folder / "set", "--epochs", "1", "--out", f"{out}/run"]}[name]
         seconds, memory, own = process([BIN / "brain_vit", *command])
-    return {"seconds": round(seconds, 1), "megabytes": round(memory), "own_megabytes": round(own), "code": code_digest()}
+    return {"seconds": round(seconds, 1), "megabytes": round(memory), "own_megabytes": round(own), "code": code_digest(), "processor": processor()}
 
 
 def show(title, report):
@@ -270,6 +270,7 @@ def main(arguments=None):
     parser.add_argument("--only", default="models,input,cold", help="which of models, input, cold, growth")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sizes", default="250,2500,25000", help="folder sizes of growth")
+    parser.add_argument("--tasks", default="predict,audit,train", help="what growth measures")
     parser.add_argument("--again", action="store_true", help="growth: measure what speed.json holds anew")
     parser.add_argument("--json", type=Path, nargs="?", const=HERE / "speed.json", help="write what ran into this file (default: speed.json)")
     options = parser.parse_args(arguments)
@@ -290,9 +291,10 @@ def main(arguments=None):
     parts = {"models": measure_models, "input": measure_input, "cold": measure_cold}
     for name in options.only.split(","):
         if name == "growth":
-            sizes = [int(size) for size in options.sizes.split(",")]
-            known = [row for row in result.get("growth", []) if not (options.again and row["images"] in sizes)]
-            keep(name, measure_growth(sizes, known, lambda rows: keep("growth", rows)))
+            sizes, tasks = [int(size) for size in options.sizes.split(",")], options.tasks.split(",")
+            forget = lambda row, task: options.again and row["images"] in sizes and task in tasks
+            known = [{task: value for task, value in row.items() if not forget(row, task)} for row in result.get("growth", [])]
+            keep(name, measure_growth(sizes, tasks, known, lambda rows: keep("growth", rows)))
         else:
             keep(name, parts[name](options.rounds))
 

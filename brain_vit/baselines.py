@@ -192,13 +192,13 @@ def network_batches(
     train: Part, # learned from
     validation: Part, # chooses the epoch
     training, # `TrainConfig`: batch size, augmentation, phantoms, seed
-    patch_size: int | None = None, # of a network with lesion scores
+    square_size: int | None = None, # of the network's configuration
 ) -> list: # two `SliceBatches`
     "Batches of both parts, as `fit` wants them."
     from brain_vit.augment import augment_batch
     from brain_vit.training import MixedBatches, SliceBatches
     kind = partial(MixedBatches, training.phantoms) if training.phantoms else SliceBatches
-    options = {"patch_size": patch_size, "batch_size": training.batch_size, "seed": training.seed}
+    options = {"square_size": square_size, "batch_size": training.batch_size, "seed": training.seed}
     return [kind(train.images, train.labels, train.masks, augment=augment_batch if training.augment else None, **options),
             SliceBatches(validation.images, validation.labels, validation.masks, **options)]
 
@@ -215,7 +215,7 @@ def train_network(
 ) -> Outputs: # logits, and heats if asked for
     "Train a network with `fit` and let it answer."
     model, training = _fresh_network(train.images.shape[1], config, start, seed), replace(training, seed=seed)
-    batches = network_batches(train, validation, training, config.patch_size if "lesion" in model.output else None)
+    batches = network_batches(train, validation, training, config and config.square_size)
     _fit(model, batches, training)
     return _answer(model, validation, test, explain)
 

@@ -211,7 +211,7 @@ def _unfinished():
 # %% ../nbs/16_cli.ipynb #eef63693
 Images = Annotated[int, typer.Option("--images", min=32, help="How many images the model sees, each phantom twice.")]
 Before = Annotated[str | None, typer.Option("--from", metavar="RUN", help="A pretraining run, or 'bundled', to go on from; it needs another --seed.")]
-LesionWeight = Annotated[float, typer.Option("--lesion-weight", min=0.0, help="How much the loss of the patches counts beside that of the image.")]
+LesionWeight = Annotated[float, typer.Option("--lesion-weight", min=0.0, help="How much the loss of the lesion scores counts beside that of the image.")]
 
 # %% ../nbs/16_cli.ipynb #09ec8d66
 @app.command()

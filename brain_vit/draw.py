@@ -16,7 +16,7 @@ import numpy as np
 
 # %% ../nbs/13_draw.ipynb #4caded88
 def upsample_patches(
-    values: np.ndarray, # (n, num_patches) in 0..1, in the order of `Patches`
+    values: np.ndarray, # (n, num_patches) in 0..1, in the order of `Patches`; or of any smaller squares, in reading order
     image_size: int, # pixels along each side of the result
 ) -> np.ndarray: # (n, image_size, image_size) float32 in 0..1
     "Patch values as smooth pictures; the hottest pixel lies in the hottest patch and has its value."

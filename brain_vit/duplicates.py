@@ -171,12 +171,15 @@ def word_counts(
 ): # sparse (n, words) matrix of counts
     "How often each word of the vocabulary occurs in each image."
     from scipy.sparse import csr_array
-    name = lambda details: (details.unit() @ vocabulary.T).argmax(1).astype("uint16")
-    words = list(each(lambda index: name(keypoints[index].mirrored() if mirrored else keypoints[index]), range(len(keypoints))))
+
+    def count(index):
+        details = keypoints[index].mirrored() if mirrored else keypoints[index]
+        words, times = np.unique((details.unit() @ vocabulary.T).argmax(1), return_counts=True)
+        return words.astype("uint16"), times.astype("uint16")
+
+    words, times = zip(*each(count, range(len(keypoints))))
     starts = np.cumsum([0] + [len(found) for found in words], dtype="int32")
-    counts = csr_array((np.ones(starts[-1], "float32"), np.concatenate(words), starts), shape=(len(words), len(vocabulary)))
-    counts.sum_duplicates()
-    return counts
+    return csr_array((np.concatenate(times, dtype="float32"), np.concatenate(words, dtype="int32"), starts), shape=(len(words), len(vocabulary)))
 
 # %% ../nbs/02_duplicates.ipynb #ed24ed87
 def choose_vocabulary(
@@ -204,6 +207,16 @@ def weigh(
     counts.data /= np.repeat(np.maximum(lengths, 1e-9), np.diff(counts.indptr))
     return counts
 
+# %% ../nbs/02_duplicates.ipynb #5b0d7c1e
+def in_file(table):
+    "A sparse matrix whose numbers lie in files."
+    for name in ("data", "indices"):
+        values = getattr(table, name)
+        stored = np.memmap(tempfile.TemporaryFile(), values.dtype, "w+", shape=max(1, len(values)))[:len(values)]
+        stored[:] = values
+        setattr(table, name, stored)
+    return table
+
 # %% ../nbs/02_duplicates.ipynb #525a8729
 def index_words(
     keypoints: Sequence, # Keypoints of each image
@@ -211,10 +224,10 @@ def index_words(
 ) -> tuple: # two sparse (n, words) matrices: the images as they are, and in the mirror
     "The weighted words of all images."
     vocabulary = choose_vocabulary(keypoints, min(4096, max(1024, 8 * len(keypoints))))
-    plain, mirrored = (word_counts(keypoints, vocabulary, in_mirror, each) for in_mirror in (False, True))
+    plain, mirrored = (in_file(word_counts(keypoints, vocabulary, in_mirror, each)) for in_mirror in (False, True))
     seen_in = np.bincount(plain.indices, minlength=len(vocabulary))
     rarity = np.log((len(keypoints) + 1) / (seen_in + 1))
-    return weigh(plain, rarity), weigh(mirrored, rarity)
+    return in_file(weigh(plain, rarity)), in_file(weigh(mirrored, rarity))
 
 # %% ../nbs/02_duplicates.ipynb #f6820d93
 def merge_best(shared, names, more, more_names, neighbors):
@@ -248,17 +261,20 @@ def candidate_pairs(
     neighbors: int = 6, # candidates per image, plain and mirrored each
     among: np.ndarray | None = None, # numbers of the images that are searched, ascending; None: all
     block: int = 1024, # so many images are compared with so many at a time
+    each: Callable = map, # applies a function to every block
 ) -> np.ndarray: # (m, 3) int: i, j, in the mirror; i < j, sorted
     "Pairs of images which share most words, as they are or in the mirror; all pairs when they are few."
     among = np.arange(plain.shape[0]) if among is None else among
     if len(among) <= neighbors + 1:
         return all_pairs(among)
-    found = []
-    for others, in_mirror in ((plain, 0), (mirrored, 1)):
-        for start in range(0, len(among), block):
-            numbers = among[start : start + block]
-            one, other = best_partners(plain[numbers], numbers, others, among, neighbors, block)
-            found.append(np.stack([np.minimum(one, other), np.maximum(one, other), np.full(len(one), in_mirror)], 1))
+
+    def partners(start, others, in_mirror):
+        numbers = among[start : start + block]
+        one, other = best_partners(plain[numbers], numbers, others, among, neighbors, block)
+        return np.stack([np.minimum(one, other), np.maximum(one, other), np.full(len(one), in_mirror)], 1)
+
+    found = [pairs for others, in_mirror in ((plain, 0), (mirrored, 1))
+             for pairs in each(lambda start: partners(start, others, in_mirror), range(0, len(among), block))]
     return np.unique(np.concatenate(found), axis=0)
 
 # %% ../nbs/02_duplicates.ipynb #3bba569d
@@ -287,16 +303,16 @@ def same_picture(
     return likeness(images[one], images[other], mirror_first(affine) if in_mirror else affine) >= 0.5
 
 # %% ../nbs/02_duplicates.ipynb #0c97f329
-def propose(index, count, found):
+def propose(index, count, found, each=map):
     "Candidate pairs among one image of each family found so far."
-    return candidate_pairs(*index, among=np.unique(linked(count, found), return_index=True)[1])
+    return candidate_pairs(*index, among=np.unique(linked(count, found), return_index=True)[1], each=each)
 
 # %% ../nbs/02_duplicates.ipynb #d5e70a1b
 def fresh_pairs(pairs, count, seen):
     "Those of `pairs` whose number is not in `seen`, and all numbers together."
     numbers = np.ravel_multi_index(pairs.T, (count, count, 2))
     fresh = np.setdiff1d(numbers, seen)
-    return np.stack(np.unravel_index(fresh, (count, count, 2)), 1).tolist(), np.union1d(seen, numbers)
+    return np.stack(np.unravel_index(fresh, (count, count, 2)), 1), np.union1d(seen, numbers)
 
 # %% ../nbs/02_duplicates.ipynb #b03f5e69
 def in_turns(pool, function, items, turn=4096):
@@ -316,7 +332,7 @@ def twin_pairs(
     each = lambda function, items: in_turns(pool, function, items)
     index, found, seen = index_words(keypoints, each), [], np.zeros(0, int)
     while True:
-        fresh, seen = fresh_pairs(propose(index, len(images), found), len(images), seen)
+        fresh, seen = fresh_pairs(propose(index, len(images), found, each), len(images), seen)
         confirmed = each(lambda pair: same_picture(images, keypoints, *pair), fresh)
         new = [tuple(pair[:2]) for pair, twins in zip(fresh, confirmed) if twins]
         if not new:

@@ -9,6 +9,7 @@ __all__ = ['Graph', 'dense', 'layer_norm', 'patch_encoder', 'self_attention', 'f
 # %% ../nbs/15_export.ipynb #6c82cbbb
 import importlib.util
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -165,14 +166,17 @@ def pool_tokens(
     graph: Graph, # receives the steps
     tokens: str, # (batch, num_tokens, d_model)
     layer, # `LesionPooling`, built, or `keras.layers.GlobalAveragePooling1D`
+    num_tokens: int, # length of the sequence
 ) -> str: # (batch, d_model), or (batch, 2·d_model) with lesion pooling, which also names an output "lesion"
     "One vector for the whole image."
     mean = graph.add("ReduceMean", tokens, np.array([1]), keepdims=0)
     if not isinstance(layer, LesionPooling):
         return mean
-    scores = dense(graph, tokens, layer.score.kernel, layer.score.bias)
-    scores = graph.add("Squeeze", scores, np.array([2]), name="lesion")
-    weights = graph.add("Unsqueeze", graph.add("Softmax", scores, axis=-1), np.array([1]))
+    scores, splits, grid = dense(graph, tokens, layer.score.kernel, layer.score.bias), layer.splits, math.isqrt(num_tokens)
+    rows = graph.add("Transpose", graph.reshape(scores, -1, grid, grid, splits, splits), perm=[0, 1, 3, 2, 4])
+    graph.add("Reshape", rows, np.array([-1, num_tokens * splits**2]), name="lesion")
+    votes = graph.add("ReduceLogSumExp", scores, np.array([2]), keepdims=0)
+    weights = graph.add("Unsqueeze", graph.add("Softmax", votes, axis=-1), np.array([1]))
     weighted = graph.add("Squeeze", graph.add("MatMul", weights, tokens), np.array([1]))
     return graph.add("Concat", mean, weighted, axis=-1)
 
@@ -185,7 +189,7 @@ def config_of(
     if len(encoder) == 1 and blocks:
         (encoder,), first = encoder, blocks[0]
         config = ViTConfig(model.inputs[0].shape[1], encoder.patch_size, encoder.d_model, len(blocks), first.num_heads,
-                           first.mlp_ratio, first.dropout, encoder.stem, encoder.position, "lesion" if pool else "mean")
+                           first.mlp_ratio, first.dropout, encoder.stem, encoder.position, *(("lesion", pool[0].splits) if pool else ("mean", 1)))
         if _outline(build_vit(config)) == _outline(model):
             return config
     raise InputError("This model was not made by `build_vit`, so it cannot be exported: give a run folder or a .keras file of brain_vit.")
@@ -216,7 +220,7 @@ def _ends(config):
     "Name and shape of the image that goes in, and of each output."
     from onnx import TensorProto, helper
     n, describe = config.num_patches, lambda name, *shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
-    lesion = [describe("lesion", n)] if config.pool == "lesion" else []
+    lesion = [describe("lesion", n * config.splits**2)] if config.pool == "lesion" else []
     outputs = [describe("tumor", 1), *lesion, describe("attention_scores", config.num_blocks, config.num_heads, n, n)]
     return [describe("image", config.image_size, config.image_size, 1)], outputs
 
@@ -231,7 +235,7 @@ def to_onnx(
     tokens = patch_encoder(graph, "image", *layers_of(model, PatchEncoder), config.image_size)
     tokens = _all_blocks(graph, tokens, layers_of(model, TransformerBlock), config.num_patches)
     tokens = layer_norm(graph, tokens, *layers_of(model, keras.layers.LayerNormalization))
-    pooled = pool_tokens(graph, tokens, *layers_of(model, (LesionPooling, keras.layers.GlobalAveragePooling1D)))
+    pooled = pool_tokens(graph, tokens, *layers_of(model, (LesionPooling, keras.layers.GlobalAveragePooling1D)), config.num_patches)
     tumor = layers_of(model, keras.layers.Dense)[0]
     graph.add("Add", graph.add("MatMul", pooled, tumor.kernel), tumor.bias, name="tumor")
     return pack(graph, *_ends(config), metadata or {})

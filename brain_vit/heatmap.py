@@ -184,7 +184,7 @@ def lesion_heat(
     model: keras.Model, # from `build_vit`, with pool="lesion"
     images: np.ndarray, # (n, image_size, image_size, 1)
 ) -> np.ndarray: # (n, image_size, image_size) float32 in 0..1
-    "The model's probability, patch by patch, that there is a lesion."
+    "The model's probability, square by square, that there is a lesion."
     outputs = predict_outputs(model, images)
     if "lesion" not in outputs:
         raise InputError("This model has no lesion scores: choose the method 'attention'.")
@@ -195,7 +195,7 @@ def shifted_lesion_heat(
     model: keras.Model, # from `build_vit`, with pool="lesion"
     images: np.ndarray, # (n, image_size, image_size, 1)
 ) -> np.ndarray: # (n, image_size, image_size) float32 in 0..1
-    "The mean of `lesion_heat` over the image, its mirror, and copies shifted by a quarter of a patch."
+    "The mean of `lesion_heat` over the image, its mirror, and copies moved by three eighths of a patch."
     return mean_heat(lambda seen: lesion_heat(model, seen), images)
 
 # %% ../nbs/13_heatmap.ipynb #ba16593d

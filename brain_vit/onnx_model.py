@@ -80,7 +80,7 @@ def _drawable(method, outputs):
 
 # %% ../nbs/15_onnx.ipynb #e17b4af4
 def _patch_heat(model, images, method):
-    "(n, num_patches) in 0..1: the lesion scores, or the attention of the last block or of all of them."
+    "(n, number of squares) in 0..1: the lesion scores, or the attention of the last block or of all of them."
     if method == "lesion":
         return sigmoid(model.run(images, "lesion"))
     maps = model.run(images, "attention_scores")

@@ -61,7 +61,7 @@ class PhantomBatches(SliceBatches):
         self.pools, self.pool_size, self.passes, self._epoch = {}, pool_size, passes, None
         self.recipe, self.easy_pools, self.num_pools, self.image_size = recipe, easy_pools, num_pools, config.image_size
         empty = np.zeros((0, config.image_size, config.image_size, 1), "float32")
-        super().__init__(empty, np.zeros(pool_size, int), None, config.patch_size, batch_size, augment, seed)
+        super().__init__(empty, np.zeros(pool_size, int), None, config.square_size, batch_size, augment, seed)
 
     @property
     def epoch(self):
@@ -115,14 +115,7 @@ def pretrain(
 def _endless(recipe, model_config, train_config, pool_size, passes, easy_pools):
     "Training batches for as many pools as the epochs need."
     num_pools = -(-train_config.epochs // passes)
-    train = PhantomBatches(recipe, model_config, pool_size, passes, train_config.batch_size, train_config.seed, easy_pools, num_pools=num_pools)
-    train.patch_size = _lesion_patches(model_config)
-    return train
-
-# %% ../nbs/11a_pretrain.ipynb #5e4ddbdd
-def _lesion_patches(model_config):
-    "The patch size, for a model that scores patches."
-    return model_config.patch_size if model_config.pool == "lesion" else None
+    return PhantomBatches(recipe, model_config, pool_size, passes, train_config.batch_size, train_config.seed, easy_pools, num_pools=num_pools)
 
 # %% ../nbs/11a_pretrain.ipynb #c1353025
 # Phantoms of this seed are never trained on.
@@ -132,4 +125,4 @@ HELD_OUT_SEED = 2**31 - 1
 def _held_out(recipe, model_config, count):
     "Batches of phantoms that are never trained on."
     images, labels, masks = render_pool(recipe, HELD_OUT_SEED, 0, count, model_config.image_size)
-    return SliceBatches(images, labels, masks, _lesion_patches(model_config))
+    return SliceBatches(images, labels, masks, model_config.square_size)

@@ -143,6 +143,7 @@ def metadata_columns(
 # %% ../nbs/02_review.ipynb #41b15aea
 def random_forest(
     seed: int, # of the trees
+    leaf: int = 2, # images in a leaf, at least
 ): # an untrained scikit-learn classifier
     "A hundred decision trees, each on other images and columns (Breiman, 2001), whatever the order of the rows."
     from sklearn.ensemble import RandomForestClassifier
@@ -152,7 +153,7 @@ def random_forest(
             order = np.lexsort([*np.transpose(table), labels])
             return super().fit(table[order], labels[order])
 
-    return OrderedForest(100, min_samples_leaf=2, random_state=seed)
+    return OrderedForest(100, min_samples_leaf=leaf, random_state=seed)
 
 # %% ../nbs/02_review.ipynb #f6352ce6
 def as_table(features):
@@ -167,7 +168,7 @@ def score_folds(table, labels, folds, num_folds, seed):
     right, guessed = np.zeros(len(labels)), np.zeros(len(labels))
     for fold in range(num_folds):
         train, test = folds != fold, folds == fold
-        forest = random_forest(mix_seed(seed, 0, fold)).fit(table[train], labels[train])
+        forest = random_forest(mix_seed(seed, 0, fold), max(2, train.sum() // 2000)).fit(table[train], labels[train])
         right[test] = (forest.predict_proba(table[test])[:, 1] >= 0.5) == labels[test]
         guessed[test] = labels[test] == (labels[train].mean() > 0.5)
     return right, guessed
@@ -199,9 +200,10 @@ def bootstrap_interval(
 ) -> list: # [low, high]
     "95% interval of a share when whole groups are drawn with replacement."
     number = np.unique(groups, return_inverse=True)[1]
-    sizes, hits = np.bincount(number), np.bincount(number, right)
-    draws = np.random.default_rng(seed).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=resamples)
-    return np.percentile((draws @ hits) / (draws @ sizes), (2.5, 97.5)).tolist()
+    sizes, hits = np.bincount(number), np.bincount(number, right).astype(int)
+    generator, chances = np.random.default_rng(seed), np.full(len(sizes), 1 / len(sizes))
+    draws = (generator.multinomial(len(sizes), chances) for _ in range(resamples))  # one at a time: a table of all would fill the memory
+    return np.percentile([drawn @ hits / (drawn @ sizes) for drawn in draws], (2.5, 97.5)).tolist()
 
 # %% ../nbs/02_review.ipynb #7ba36e0d
 def describe_all(

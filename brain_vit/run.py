@@ -190,8 +190,7 @@ def _part(chosen, image_size, folder):
 def _learn(model, image_set, part, model_config, train_config, state, start, progress):
     "Train `model`; the contents of `metrics.json`, the model's heatmap, and its history."
     parts = _parts(image_set, part, model_config.image_size, state / "images")
-    patch_size = model_config.patch_size if model_config.pool == "lesion" else None
-    batches = network_batches(parts["train"], parts["validation"], train_config, patch_size)
+    batches = network_batches(parts["train"], parts["validation"], train_config, model_config.square_size)
     history = fit(model, *batches, train_config, state, progress)
     method = _best_heatmap(model, parts["test"].masks is not None, start)
     return _measure(model, image_set, part, parts, method), method, history

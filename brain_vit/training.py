@@ -27,14 +27,14 @@ from .vit import PRESETS
 # %% ../nbs/10_training.ipynb #63a55b8c
 def lesion_fraction(
     masks: np.ndarray, # (n, image_size, image_size) bool
-    patch_size: int, # pixels along each side of a patch
-) -> np.ndarray: # (n, num_patches) float32, the share of each patch that is lesion
-    "How much of each patch the lesion covers."
-    return patch_means(masks, patch_size)
+    square_size: int, # pixels along each side of a square
+) -> np.ndarray: # (n, number of squares) float32, the share of each square that is lesion
+    "How much of each square the lesion covers, in reading order."
+    return patch_means(masks, square_size)
 
 # %% ../nbs/10_training.ipynb #20115fed
 class SliceBatches(keras.utils.PyDataset):
-    "Batches for `model.fit`: images, labels and, where masks are known, the lesion fraction of each patch."
+    "Batches for `model.fit`: images, targets and their weights: labels and, with `square_size`, the lesion fraction of each square (weight 0 where no mask is known)."
     epoch = 0  # which shuffle and augmentation
     shuffle = False  # `fit` turns it on for training
     label_smoothing = 0.0  # `fit` sets it for training
@@ -44,13 +44,13 @@ class SliceBatches(keras.utils.PyDataset):
         images: np.ndarray, # (n, image_size, image_size, 1) float32 in 0..1
         labels: np.ndarray, # (n,) int
         masks: np.ndarray | None = None, # (n, image_size, image_size) bool, where known
-        patch_size: int | None = None, # of a model with lesion scores; None gives no lesion target
+        square_size: int | None = None, # pixels along each side of a square that gets a lesion score, `ViTConfig.square_size`; None gives no lesion target
         batch_size: int = 32, # images at a time
         augment=None, # for training images, like `brain_vit.augment.augment_batch`; None changes nothing
         seed: int = 0, # of shuffle and augmentation
     ):
         super().__init__()
-        self.images, self.labels, self.masks, self.patch_size = images, np.asarray(labels), masks, patch_size
+        self.images, self.labels, self.masks, self.square_size = images, np.asarray(labels), masks, square_size
         self.batch_size, self.augment, self.seed = batch_size, augment, seed
 
     def __len__(self):
@@ -68,15 +68,15 @@ class SliceBatches(keras.utils.PyDataset):
         labels = self.labels[chosen, None].astype("float32")
         targets = {"tumor": labels + self.label_smoothing * (0.5 - labels)}
         weights = {"tumor": np.ones(len(chosen), "float32")}
-        if self.patch_size:
+        if self.square_size:
             targets["lesion"], weights["lesion"] = self._lesion_target(images, masks)
         return images, targets, weights
 
     def _lesion_target(self, images, masks):
         "Lesion fractions, and a weight of zero where they are unknown."
         if masks is None:
-            return np.zeros((len(images), (images.shape[1] // self.patch_size) ** 2), "float32"), np.zeros(len(images), "float32")
-        return lesion_fraction(masks, self.patch_size), np.ones(len(images), "float32")
+            return np.zeros((len(images), (images.shape[1] // self.square_size) ** 2), "float32"), np.zeros(len(images), "float32")
+        return lesion_fraction(masks, self.square_size), np.ones(len(images), "float32")
 
 # %% ../nbs/10_training.ipynb #66fc8394
 class MixedBatches(SliceBatches):
@@ -102,7 +102,7 @@ class MixedBatches(SliceBatches):
         size, seed = max(1, round(self.ratio * self.batch_size)), PHANTOM_SEEDS + self.seed
         phantoms = phantom_dataset(size * len(self), seed, Phantom.full(), start=self.epoch * size * len(self))
         images, masks = preprocess_all(phantoms, self.images.shape[1])
-        batches = SliceBatches(images, phantoms.labels, masks, self.patch_size, size, self.augment, seed)
+        batches = SliceBatches(images, phantoms.labels, masks, self.square_size, size, self.augment, seed)
         batches.epoch, batches.label_smoothing = self.epoch, self.label_smoothing
         return batches
 
@@ -113,10 +113,10 @@ PHANTOM_SEEDS = 2**32
 # %% ../nbs/10_training.ipynb #0aadf9e6
 @keras.saving.register_keras_serializable(package="brain_vit")
 def lesion_loss(
-    fraction, # (batch, num_patches) target in 0..1
-    logits, # (batch, num_patches)
+    fraction, # (batch, number of squares) target in 0..1
+    logits, # (batch, number of squares)
 ): # (batch,)
-    "Cross-entropy per patch, weighted by 1 + 8·fraction, averaged over the patches of each image."
+    "Cross-entropy per square, weighted by 1 + 8·fraction, averaged over the squares of each image."
     logits = ops.cast(logits, "float32")
     fraction = ops.cast(fraction, "float32")
     cross_entropy = ops.maximum(logits, 0.0) - logits * fraction + ops.log1p(ops.exp(-ops.abs(logits)))
@@ -131,7 +131,7 @@ class TrainConfig:
     learning_rate: float = 5e-4  # at its highest, after the warm-up
     warmup: float = 0.1  # share of all steps in which the learning rate rises from 0
     weight_decay: float = 0.05  # pull of every weight matrix towards 0
-    lesion_weight: float = 1.0  # weight of the per-patch loss beside that of the image
+    lesion_weight: float = 1.0  # weight of the lesion scores' loss beside that of the image
     augment: bool = True  # change the training images on the fly
     average: float = 0.0  # share of the old in a running average of the weights; 0 keeps none
     seed: int = 0  # of the run: callers seed weights, shuffle, augmentation and dropout with it

@@ -7,6 +7,7 @@ __all__ = ['LECTURE', 'SMALL', 'PRESETS', 'ViTConfig', 'LesionPooling', 'build_v
            'attention_maps', 'copy_weights']
 
 # %% ../nbs/09_vit.ipynb #04a32905
+import math
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from keras import ops
 
 from ._base import InputError, sigmoid
 from .encoder import TransformerBlock
+from .patches import unpatch
 from .position import PatchEncoder
 
 # %% ../nbs/09_vit.ipynb #31008ce0
@@ -32,26 +34,34 @@ class ViTConfig:
     dropout: float = 0.1  # share of activations dropped in training
     stem: str = "conv"  # how a patch becomes a token: "conv" (one projection) or "hierarchical"
     position: str = "sinusoidal"  # "sinusoidal", "sinusoidal_2d", "learned" or "none"
-    pool: str = "mean"  # how tokens become one vector: "mean", or "lesion" (weighted by a score per patch)
+    pool: str = "mean"  # how tokens become one vector: "mean", or "lesion" (weighted by lesion scores)
+    splits: int = 1  # with pool="lesion": lesion scores along each side of a patch; divides patch_size
 
     def __post_init__(self):
         if self.image_size % self.patch_size:
             raise ValueError(f"`patch_size` must divide `image_size`. Received: patch_size={self.patch_size}, image_size={self.image_size}")
         if self.pool not in ("mean", "lesion"):
             raise ValueError(f"`pool` must be 'mean' or 'lesion'. Received: pool={self.pool!r}")
+        if not isinstance(self.splits, int) or self.splits < 1 or self.patch_size % self.splits:
+            raise ValueError(f"`splits` must be an integer that divides `patch_size`. Received: splits={self.splits}, patch_size={self.patch_size}")
 
     @property
     def num_patches(self) -> int:
         "Tokens in the sequence."
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def square_size(self) -> int | None:
+        "Pixels along each side of a square that gets a lesion score; None without lesion pooling."
+        return self.patch_size // self.splits if self.pool == "lesion" else None
+
 # %% ../nbs/09_vit.ipynb #23ab5549
 # The slides: one convolution projects each patch to d_model 256, sinusoidal positions, plain blocks.
 LECTURE = ViTConfig()
 
 # %% ../nbs/09_vit.ipynb #b01a75f9
-# The default: a quarter of the parameters, a stem of small convolutions, lesion scores per patch.
-SMALL = ViTConfig(d_model=128, stem="hierarchical", pool="lesion")
+# The default: a quarter of the parameters, a stem of small convolutions, one lesion score per quarter of a patch.
+SMALL = ViTConfig(d_model=128, stem="hierarchical", pool="lesion", splits=2)
 
 # %% ../nbs/09_vit.ipynb #9b95680f
 PRESETS = {"lecture": LECTURE, "small": SMALL}
@@ -59,38 +69,55 @@ PRESETS = {"lecture": LECTURE, "small": SMALL}
 # %% ../nbs/09_vit.ipynb #a1c77ec0
 @keras.saving.register_keras_serializable(package="brain_vit")
 class LesionPooling(keras.layers.Layer):
-    """Pool tokens by a learned lesion score per patch.
+    """Pool tokens by learned lesion scores: one per patch, or `splits` × `splits` per patch.
 
     Maps tokens `(batch, num_patches, d_model)` to a dictionary: `pooled` `(batch, 2·d_model)`, the plain mean beside the
-    mean weighted by `softmax(scores)`, and `scores` `(batch, num_patches)`, the logit of "a lesion lies in this patch".
+    mean in which a token weighs the sum of its squares' shares in `softmax(scores)`, and `scores` `(batch, num_patches·splits²)`,
+    the logits of "a lesion lies in this square", in reading order. Several scores per patch need as many rows as columns of patches.
     Source: attention-based multiple-instance pooling (Ilse et al., 2018).
     """
 
-    def __init__(self, **kwargs):
+    def __init__(
+        self,
+        splits: int = 1, # scores along each side of a patch
+        **kwargs, # name, dtype: passed on to `keras.layers.Layer`
+    ):
         super().__init__(**kwargs)
-        self.supports_masking = True
+        if not isinstance(splits, int) or splits < 1:
+            raise ValueError(f"`splits` must be a positive integer. Received: splits={splits}")
+        self.splits, self.supports_masking = splits, True
 
-    def build(self, input_shape):
-        self.score = keras.layers.Dense(1, name="score", dtype=self.dtype_policy)
-        self.score.build(input_shape)
-        self.built = True
+    def build(self, tokens_shape):
+        if self.splits > 1 and (tokens_shape[1] is None or math.isqrt(tokens_shape[1]) ** 2 != tokens_shape[1]):
+            raise ValueError(f"Patches with several scores must form a square. Received: splits={self.splits}, shape={tuple(tokens_shape)}")
+        self.score = keras.layers.Dense(self.splits**2, name="score", dtype=self.dtype_policy)
+        self.score.build(tokens_shape)
 
     def call(self, tokens, mask=None):
-        scores = ops.cast(ops.squeeze(self.score(tokens), axis=-1), "float32")
-        keep = ops.ones_like(scores) if mask is None else ops.cast(mask, "float32")
-        weights = ops.softmax(scores - 1e9 * (1.0 - keep), axis=-1)
-        uniform = keep / ops.sum(keep, axis=-1, keepdims=True)
-        both = ops.cast(ops.stack([uniform, weights], axis=1), tokens.dtype)
-        pooled = ops.matmul(both, tokens)
-        return {"pooled": ops.reshape(pooled, (-1, 2 * tokens.shape[-1])), "scores": scores}
+        scores = ops.cast(self.score(tokens), "float32")
+        votes = ops.logsumexp(scores, axis=-1)  # their softmax is that of all squares, summed over each patch
+        keep = ops.ones_like(votes) if mask is None else ops.cast(mask, "float32")
+        weights = ops.stack([keep / ops.sum(keep, axis=-1, keepdims=True), ops.softmax(votes - 1e9 * (1.0 - keep), axis=-1)], axis=1)
+        pooled = ops.matmul(ops.cast(weights, tokens.dtype), tokens)
+        return {"pooled": ops.reshape(pooled, (-1, 2 * tokens.shape[-1])), "scores": self._in_reading_order(scores)}
+
+    def _in_reading_order(self, scores):
+        "(batch, num_patches, splits²) → (batch, num_patches·splits²): put together like an image whose pixels are the squares."
+        if self.splits == 1:
+            return scores[..., 0]
+        side = math.isqrt(scores.shape[1]) * self.splits
+        return ops.reshape(unpatch(scores, self.splits, side, side), (-1, side**2))
 
     def compute_mask(self, inputs, mask=None):
         return None
 
+    def get_config(self):
+        return {**super().get_config(), "splits": self.splits}
+
 # %% ../nbs/09_vit.ipynb #02f720ec
 def build_vit(
     config: ViTConfig, # what to build
-) -> keras.Model: # images (batch, image_size, image_size, 1) in 0..1 → {"tumor": logit (batch, 1)[, "lesion": logits (batch, num_patches)]}
+) -> keras.Model: # images (batch, image_size, image_size, 1) in 0..1 → {"tumor": logit (batch, 1)[, "lesion": logits (batch, num_patches·splits²)]}
     "Build an untrained Vision Transformer (Dosovitskiy et al., 2021) with Keras' functional API."
     image = keras.Input((config.image_size, config.image_size, 1), name="image")
     tokens = PatchEncoder(config.d_model, config.patch_size, position=config.position, stem=config.stem, name="patch_encoder")(image)
@@ -99,16 +126,16 @@ def build_vit(
         tokens, _ = block(tokens, return_attention_scores=True)  # the scores wait in the graph for `attention_readout`
     tokens = keras.layers.LayerNormalization(epsilon=1e-6, name="norm")(tokens)
     if config.pool == "lesion":
-        pooled, outputs = _lesion_pool(tokens)
+        pooled, outputs = _lesion_pool(tokens, config.splits)
     else:
         pooled, outputs = keras.layers.GlobalAveragePooling1D(name="pool")(tokens), {}
     outputs["tumor"] = keras.layers.Dense(1, name="tumor", dtype="float32")(pooled)
     return keras.Model(image, outputs, name="vit")
 
 
-def _lesion_pool(tokens):
+def _lesion_pool(tokens, splits):
     "The pooled vector and the model's second output."
-    outputs = LesionPooling(name="pool")(tokens)
+    outputs = LesionPooling(splits, name="pool")(tokens)
     return outputs["pooled"], {"lesion": keras.layers.Identity(name="lesion", dtype="float32")(outputs["scores"])}
 
 # %% ../nbs/09_vit.ipynb #70519073
@@ -116,7 +143,7 @@ def predict_outputs(
     model: keras.Model, # from `build_vit`
     images: np.ndarray, # (n, image_size, image_size, 1) float32 in 0..1
     batch_size: int = 64, # images at a time
-) -> dict[str, np.ndarray]: # "probability" (n,), "logit" (n,) and, with lesion pooling, "lesion" (n, num_patches) in 0..1
+) -> dict[str, np.ndarray]: # "probability" (n,), "logit" (n,) and, with lesion pooling, "lesion" (n, num_patches·splits²) in 0..1
     "Run the model on `images` and turn its logits into probabilities."
     outputs = model.predict(np.asarray(images, "float32"), batch_size=batch_size, verbose=0)
     logit = outputs["tumor"].astype("float64").squeeze(-1)
@@ -153,17 +180,24 @@ def attention_maps(
 # %% ../nbs/09_vit.ipynb #06882a06
 def copy_weights(
     model: keras.Model, # receives the weights
-    file: str | Path, # a `.keras` file of the same architecture
+    file: str | Path, # a `.keras` file of the same architecture, or with one lesion score per patch where `model` has several
 ) -> keras.Model: # the same model
     "Start `model` from trained weights. Raises `InputError` when they belong to another architecture."
     try:
         source = keras.saving.load_model(file, compile=False)
     except Exception as error:
         raise InputError(f"The weights '{file}' cannot be loaded ({type(error).__name__}): give a .keras file made by brain_vit.") from error
-    def shapes(model):
-        return [weight.shape for weight in model.weights], [getattr(layer, "position", None) for layer in model.layers]
-
-    if shapes(source) != shapes(model):
+    if not _can_start(source, model):
         raise InputError(f"The weights '{file}' belong to another model: choose the preset they were trained with.")
-    model.set_weights(source.get_weights())
+    model.set_weights([np.broadcast_to(old, new.shape) for old, new in zip(source.get_weights(), model.weights)])  # one score is repeated
     return model
+
+
+def _can_start(source, model):
+    "Same positions and same shapes; only the lesion scores may grow from one per patch to several."
+    def fits(old, new):
+        grows = "pool/score" in new.path and old.shape[-1] == 1
+        return tuple(old.shape) == tuple(new.shape) or grows and tuple(old.shape[:-1]) == tuple(new.shape[:-1])
+
+    positions = [[getattr(layer, "position", None) for layer in each.layers] for each in (source, model)]
+    return positions[0] == positions[1] and len(source.weights) == len(model.weights) and all(map(fits, source.weights, model.weights))

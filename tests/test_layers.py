@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from keras import ops
 
+from brain_vit._base import InputError
 from brain_vit.attention import SelfAttention, patch_importance, scaled_dot_product_attention
 from brain_vit.encoder import FeedForward, QuickDropout, TransformerBlock, keep_mask
 from brain_vit.multihead import MultiHeadSelfAttention
 from brain_vit.patches import Patches, unpatch
 from brain_vit.position import PatchEncoder, sinusoidal_positions, sinusoidal_positions_2d
+from brain_vit.vit import LesionPooling, ViTConfig, build_vit, copy_weights, predict_outputs
 
 IMAGE, TOKENS = (32, 48, 2), (6, 16)
 CASES = [
@@ -156,6 +158,8 @@ def test_gradients_reach_every_weight(cls, arguments, shape, expected):
     lambda: FeedForward(0), lambda: FeedForward(4, mlp_ratio=0.1), lambda: FeedForward(4, dropout=1.0),
     lambda: TransformerBlock(16, 5), lambda: TransformerBlock(16, 2.0), lambda: TransformerBlock(16, 2, mlp_ratio=0),
     lambda: TransformerBlock(16, 2, dropout=-0.1), lambda: TransformerBlock(16, 2)(draw(1, 6, 8)),
+    lambda: LesionPooling(0), lambda: LesionPooling(2.0), lambda: LesionPooling(2)(draw(1, 6, 8)), lambda: LesionPooling(2)(keras.Input((None, 8))),
+    lambda: ViTConfig(splits=0), lambda: ViTConfig(splits=3),
 ])
 def test_wrong_arguments_say_what_they_received(make):
     with pytest.raises(ValueError, match="Received"):
@@ -363,6 +367,55 @@ def test_quick_dropout_learns_with_batches_of_any_size():
     model.compile("sgd", "mse")
     losses = [float(model.train_on_batch(np.ones((size, 5), "float32"), np.zeros((size, 1)))) for size in (4, 3)]
     assert np.isfinite(losses).all()
+
+
+# --- pooling ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("splits", [1, 2, 3])
+def test_lesion_pooling_is_the_formula(splits):
+    layer, tokens = LesionPooling(splits), draw(2, 4, 8)
+    layer.build(tokens.shape)
+    randomise(layer)
+    logits = tokens @ values(layer.score.kernel) + values(layer.score.bias)
+    result = layer(tokens)
+    weights = softmax(logits.reshape(2, -1)).reshape(logits.shape).sum(-1)
+    expected = np.concatenate([tokens.mean(1), (weights[..., None] * tokens).sum(1)], axis=1)
+    np.testing.assert_allclose(values(result["pooled"]), expected, atol=1e-5)
+    squares = values(Patches(splits)(values(result["scores"]).reshape(2, 2 * splits, 2 * splits, 1)))
+    np.testing.assert_allclose(squares, logits, atol=1e-5)  # cut like an image, the scores lie patch by patch again
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_lesion_pooling_does_not_look_at_masked_tokens(splits):
+    layer, tokens = LesionPooling(splits), draw(1, 4, 8)
+    mask = np.array([[True, True, False, True]])
+    other = np.where(mask[..., None], tokens, 7.0)
+    np.testing.assert_allclose(values(layer(tokens, mask=mask)["pooled"]), values(layer(other, mask=mask)["pooled"]), atol=1e-6)
+    assert np.abs(values(layer(tokens)["pooled"]) - values(layer(tokens, mask=mask)["pooled"])).max() > 0.01
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_lesion_pooling_comes_back(policy, tmp_path):
+    inputs = keras.Input((4, 8))
+    model = keras.Model(inputs, LesionPooling(2, dtype=policy, name="pool")(inputs))
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.get_layer("pool").get_config() == model.get_layer("pool").get_config() and again.get_layer("pool").splits == 2
+    for name, value in model(draw(3, 4, 8)).items():
+        np.testing.assert_array_equal(values(again(draw(3, 4, 8))[name]), values(value))
+    assert value.shape == (3, 16) and "float32" in str(value.dtype)
+
+
+def test_one_score_per_patch_can_start_several(tmp_path):
+    config = dict(image_size=32, patch_size=8, d_model=16, num_blocks=1, num_heads=2, pool="lesion")
+    coarse, fine, wider = (build_vit(ViTConfig(**config | more)) for more in ({}, {"splits": 2}, {"splits": 2, "d_model": 32}))
+    coarse.save(tmp_path / "coarse.keras")
+    before, after = (predict_outputs(model, np.abs(draw(2, 32, 32, 1))) for model in (coarse, copy_weights(fine, tmp_path / "coarse.keras")))
+    np.testing.assert_allclose(after["logit"], before["logit"], atol=1e-5)
+    np.testing.assert_allclose(after["lesion"].reshape(2, 8, 8), before["lesion"].reshape(2, 4, 4).repeat(2, axis=1).repeat(2, axis=2), atol=1e-6)
+    fine.save(tmp_path / "fine.keras")
+    for model, file in ((wider, "coarse.keras"), (coarse, "fine.keras")):
+        with pytest.raises(InputError, match="another model"):
+            copy_weights(model, tmp_path / file)
 
 
 @pytest.mark.skipif(OTHER, reason="this is the run on the other backend")

@@ -51,10 +51,11 @@ def variants():
     from brain_vit.vit import LECTURE, SMALL
     return {"small": SMALL, "lecture": LECTURE,
             "other": replace(SMALL, num_blocks=1, num_heads=2, patch_size=32, position="sinusoidal_2d", mlp_ratio=1.5),
+            "one score": replace(SMALL, num_blocks=1, splits=1),
             "learned": replace(LECTURE, image_size=64, patch_size=8, d_model=64, num_blocks=2, position="learned")}
 
 
-@pytest.mark.parametrize("name", ["small", "lecture", "other", "learned"])
+@pytest.mark.parametrize("name", ["small", "lecture", "other", "one score", "learned"])
 def test_the_file_gives_keras_results(name, images, tmp_path):
     from brain_vit.export import config_of, export_onnx
     config = variants()[name]

@@ -33,7 +33,7 @@ def data(count=24, seed=0):
 
 def batches(rows=slice(None), **options):
     images, labels, masks = data()
-    return SliceBatches(images[rows], labels[rows], masks[rows], CONFIG.patch_size, batch_size=8, **options)
+    return SliceBatches(images[rows], labels[rows], masks[rows], CONFIG.square_size, batch_size=8, **options)
 
 
 def linear(dropout=0.0):
@@ -115,13 +115,13 @@ def test_unknown_masks_weigh_nothing():
 
 def mixed(seed=0, epoch=0, masks=None, share=0.25, **options):
     images, labels, _ = data(20)
-    train = MixedBatches(share, images, labels, masks, CONFIG.patch_size, batch_size=12, seed=seed, **options)
+    train = MixedBatches(share, images, labels, masks, CONFIG.square_size, batch_size=12, seed=seed, **options)
     train.shuffle, train.epoch = True, epoch
     return [train[index] for index in range(len(train))]
 
 
 def test_phantoms_stand_beside_every_real_image_and_bring_the_only_lesion_targets():
-    plain_set = SliceBatches(*data(20)[:2], None, CONFIG.patch_size, batch_size=12)
+    plain_set = SliceBatches(*data(20)[:2], None, CONFIG.square_size, batch_size=12)
     plain_set.shuffle = True
     for real, (images, targets, weights), count in zip([plain_set[0], plain_set[1]], mixed(), (4, 3)):
         n = len(real[0])
@@ -364,7 +364,7 @@ def run(folder, seed=0, callbacks=()):
     model, make = (linear(0.5), plain) if keras.backend.backend() == "jax" else (build_vit(CONFIG), batches)
     train = make(augment=augment_batch)
     if make is batches:
-        train = MixedBatches(0.25, train.images, train.labels, train.masks, CONFIG.patch_size, batch_size=8, augment=augment_batch)
+        train = MixedBatches(0.25, train.images, train.labels, train.masks, CONFIG.square_size, batch_size=8, augment=augment_batch)
     config = TrainConfig(epochs=4, learning_rate=1e-2, average=0.5, layer_decay=0.7, label_smoothing=0.1)
     history = fit(model, train, make(slice(8)), config, folder, progress=False, callbacks=callbacks, keep="last")
     return model, history
