@@ -198,11 +198,11 @@ def choose_vocabulary(
 
 # %% ../nbs/02_duplicates.ipynb #c3ae4b2b
 def weigh(
-    counts, # sparse (n, words); its numbers are replaced
+    counts, # sparse (n, words); its numbers are changed in their place
     rarity: np.ndarray, # (words,)
 ): # sparse (n, words), rows of length one
     "Damp repeated words, stress rare ones, and give every image the same length."
-    counts.data = np.sqrt(counts.data) * rarity.astype("float32")[counts.indices]
+    counts.data[:] = np.sqrt(counts.data) * rarity.astype("float32")[counts.indices]
     lengths = np.sqrt((counts**2).sum(1))
     counts.data /= np.repeat(np.maximum(lengths, 1e-9), np.diff(counts.indptr))
     return counts
@@ -227,7 +227,7 @@ def index_words(
     plain, mirrored = (in_file(word_counts(keypoints, vocabulary, in_mirror, each)) for in_mirror in (False, True))
     seen_in = np.bincount(plain.indices, minlength=len(vocabulary))
     rarity = np.log((len(keypoints) + 1) / (seen_in + 1))
-    return in_file(weigh(plain, rarity)), in_file(weigh(mirrored, rarity))
+    return weigh(plain, rarity), weigh(mirrored, rarity)
 
 # %% ../nbs/02_duplicates.ipynb #f6820d93
 def merge_best(shared, names, more, more_names, neighbors):
