@@ -5,7 +5,7 @@
 
 Every contender is a process that has built and compiled its part and waits. The rounds go through all of them in turn, so a
 busy minute slows all alike, and a ratio is taken within each round. --json writes what ran into speed.json beside this file, which
-the README's table shows; what did not run stays there as it was. Growth writes each figure when it has it, and leaves out what
+the README's table shows; what did not run stays there as it was, and models measured on another kind of machine move to "elsewhere". Growth writes each figure when it has it, and leaves out what
 the file already holds for the same code: stopped, it goes on where it was. --again measures all anew.
 """
 import argparse
@@ -254,6 +254,12 @@ def processor():
     return platform.processor()
 
 
+def vectors():
+    "The widest vector instructions, where Linux names them: they decide how fast matrix products are."
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    return next((name for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags), None)
+
+
 def machine():
     "What the figures were measured on."
     packages = {}
@@ -262,7 +268,13 @@ def machine():
             packages[name] = version(name)
         except ModuleNotFoundError:
             pass
-    return {"processor": processor(), "cores": os.cpu_count(), "architecture": platform.machine(), "system": platform.system(), "python": platform.python_version(), "packages": packages}
+    return {"processor": processor(), "vectors": vectors(), "cores": os.cpu_count(), "architecture": platform.machine(), "system": platform.system(), "python": platform.python_version(), "packages": packages}
+
+
+def on_this_machine(result):
+    "Whether the models of speed.json, if there are any, were measured on a machine like this one."
+    before, now = result.get("measured", {}).get("models", {}).get("machine"), machine()
+    return before is None or all(before.get(name) == now[name] for name in ("processor", "vectors"))
 
 
 def main(arguments=None):
@@ -279,6 +291,8 @@ def main(arguments=None):
 
     def keep(name, values):
         "Put one part into the file; the others stay."
+        if name == "models" and not on_this_machine(result):
+            result["elsewhere"] = result["measured"][name] | {name: result[name]}
         result[name] = values
         about = {"machine": machine()} if name == "growth" else {"machine": machine(), "rounds": options.rounds}
         result.setdefault("measured", {})[name] = about

@@ -296,14 +296,15 @@ def _line(result, path):
     return f"{result.probability:.3f}  {result.label:8}  {path}"
 
 # %% ../nbs/16_cli.ipynb #5211caa3
-def _usable(results, paths):
+def _usable(results, paths, told=()):
     "The results of the files that could be used; the others are named on stderr, and the command then ends with 2."
     from brain_vit.predict import Failure
     done = failed = 0
     for item in _progress(results, paths):
         if isinstance(item[0], Failure):
             failed += 1
-            print(f"Error: {item[0].error}", file=sys.stderr)
+            if item[0].error not in told:
+                print(f"Error: {item[0].error}", file=sys.stderr)
         else:
             done += 1
             yield item
@@ -336,10 +337,10 @@ def heatmap(
     Example: brain_vit heatmap slice.jpg --out overlays --npy
     """
     _check_heatmap(method, out, masks, as_json)
-    failed = masks is not None and _score_heatmaps(paths, masks, model, method, as_json)
+    told = _score_heatmaps(paths, masks, model, method, as_json) if masks is not None else set()
     if out is not None:
-        _draw_heatmaps(paths, out, model, method, npy, sys.stderr if as_json else sys.stdout)
-    if failed:
+        _draw_heatmaps(paths, out, model, method, npy, sys.stderr if as_json else sys.stdout, told)
+    if told:
         raise typer.Exit(2)
 
 # %% ../nbs/16_cli.ipynb #87e70a7d
@@ -357,14 +358,14 @@ def _check_heatmap(method, out, masks, as_json):
 
 # %% ../nbs/16_cli.ipynb #e8df0a1e
 def _score_heatmaps(paths, masks, model, method, as_json):
-    "Print how well the heat finds the lesions, beside the lecture's attention and chance; returns how many files failed."
+    "Print how well the heat finds the lesions, beside the lecture's attention and chance; returns the errors told on the way."
     from brain_vit.faithfulness import score_folder
     from brain_vit.predict import load_predictor
     scores = score_folder(load_predictor(model, method), paths, masks, (method, "attention") if method else None)
     for failure in scores["failed"]:
         print(f"Error: {failure['error']}", file=sys.stderr)
     print(json.dumps(scores, indent=2) if as_json else _scores(scores))
-    return len(scores["failed"])
+    return {failure["error"] for failure in scores["failed"]}
 
 # %% ../nbs/16_cli.ipynb #76a5ff7d
 def _scores(scores):
@@ -377,13 +378,13 @@ def _scores(scores):
     return "\n\n".join(parts)
 
 # %% ../nbs/16_cli.ipynb #3f705023
-def _draw_heatmaps(paths, out, model, method, npy, stream):
-    "Write an overlay per image and print a line for each on `stream`."
+def _draw_heatmaps(paths, out, model, method, npy, stream, told):
+    "Write an overlay per image and print a line for each on `stream`; errors already `told` are not repeated."
     import numpy as np
     from brain_vit.predict import load_predictor
     predictor, names = load_predictor(model, method), set()
     out.mkdir(parents=True, exist_ok=True)
-    for result, original, heat in _usable(predictor.explain(paths, method), paths):
+    for result, original, heat in _usable(predictor.explain(paths, method), paths, told):
         name = free_name(Path(result.path), names)
         with whole_file(out / f"{name}.overlay.png") as file:
             _picture(result, original, heat).save(file, compress_level=1)

@@ -162,6 +162,20 @@ def mirror_first(
     "Turn a map for the mirrored image into a map for the image."
     return affine * [[-1, 1, 1]]
 
+# %% ../nbs/02_duplicates.ipynb #e7224a25
+def stored_table(rows, width):
+    "A sparse matrix from (columns, numbers) of each row, in reading order, whose numbers lie in files."
+    from scipy.sparse import csr_array
+    files, starts = (tempfile.TemporaryFile(), tempfile.TemporaryFile()), [0]
+    for columns, numbers in rows:
+        files[0].write(columns.astype("int32").tobytes())
+        files[1].write(numbers.astype("float32").tobytes())
+        starts.append(starts[-1] + len(columns))
+    table = csr_array((len(starts) - 1, width), dtype="float32")
+    table.indices, table.data = (np.memmap(file, dtype, "r+", shape=max(1, starts[-1]))[:starts[-1]] for file, dtype in zip(files, ("int32", "float32")))
+    table.indptr = np.array(starts, "int32")
+    return table
+
 # %% ../nbs/02_duplicates.ipynb #72810558
 def word_counts(
     keypoints: Sequence, # Keypoints of each image
@@ -170,16 +184,11 @@ def word_counts(
     each: Callable = map, # applies a function to every image
 ): # sparse (n, words) matrix of counts
     "How often each word of the vocabulary occurs in each image."
-    from scipy.sparse import csr_array
-
     def count(index):
         details = keypoints[index].mirrored() if mirrored else keypoints[index]
-        words, times = np.unique((details.unit() @ vocabulary.T).argmax(1), return_counts=True)
-        return words.astype("uint16"), times.astype("uint16")
+        return np.unique((details.unit() @ vocabulary.T).argmax(1), return_counts=True)
 
-    words, times = zip(*each(count, range(len(keypoints))))
-    starts = np.cumsum([0] + [len(found) for found in words], dtype="int32")
-    return csr_array((np.concatenate(times, dtype="float32"), np.concatenate(words, dtype="int32"), starts), shape=(len(words), len(vocabulary)))
+    return stored_table(each(count, range(len(keypoints))), len(vocabulary))
 
 # %% ../nbs/02_duplicates.ipynb #ed24ed87
 def choose_vocabulary(
@@ -200,22 +209,22 @@ def choose_vocabulary(
 def weigh(
     counts, # sparse (n, words); its numbers are changed in their place
     rarity: np.ndarray, # (words,)
+    block: int = 1024, # so many rows at a time
 ): # sparse (n, words), rows of length one
     "Damp repeated words, stress rare ones, and give every image the same length."
-    counts.data[:] = np.sqrt(counts.data) * rarity.astype("float32")[counts.indices]
-    lengths = np.sqrt((counts**2).sum(1))
-    counts.data /= np.repeat(np.maximum(lengths, 1e-9), np.diff(counts.indptr))
+    for start in range(0, counts.shape[0], block):
+        ends = counts.indptr[start : start + block + 1]
+        values, words = counts.data[ends[0] : ends[-1]], counts.indices[ends[0] : ends[-1]]
+        row = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+        values[:] = np.sqrt(values) * rarity[words]
+        values /= np.sqrt(np.maximum(np.bincount(row, values**2), 1e-18))[row]
     return counts
 
-# %% ../nbs/02_duplicates.ipynb #5b0d7c1e
-def in_file(table):
-    "A sparse matrix whose numbers lie in files."
-    for name in ("data", "indices"):
-        values = getattr(table, name)
-        stored = np.memmap(tempfile.TemporaryFile(), values.dtype, "w+", shape=max(1, len(values)))[:len(values)]
-        stored[:] = values
-        setattr(table, name, stored)
-    return table
+# %% ../nbs/02_duplicates.ipynb #9b250f5b
+def images_with(counts, block=2**16):
+    "In how many images each word occurs."
+    starts = range(0, len(counts.indices), block)
+    return sum((np.bincount(counts.indices[start : start + block], minlength=counts.shape[1]) for start in starts), np.zeros(counts.shape[1]))
 
 # %% ../nbs/02_duplicates.ipynb #525a8729
 def index_words(
@@ -224,9 +233,8 @@ def index_words(
 ) -> tuple: # two sparse (n, words) matrices: the images as they are, and in the mirror
     "The weighted words of all images."
     vocabulary = choose_vocabulary(keypoints, min(4096, max(1024, 8 * len(keypoints))))
-    plain, mirrored = (in_file(word_counts(keypoints, vocabulary, in_mirror, each)) for in_mirror in (False, True))
-    seen_in = np.bincount(plain.indices, minlength=len(vocabulary))
-    rarity = np.log((len(keypoints) + 1) / (seen_in + 1))
+    plain, mirrored = (word_counts(keypoints, vocabulary, in_mirror, each) for in_mirror in (False, True))
+    rarity = np.log((len(keypoints) + 1) / (images_with(plain) + 1))
     return weigh(plain, rarity), weigh(mirrored, rarity)
 
 # %% ../nbs/02_duplicates.ipynb #f6820d93
@@ -254,6 +262,16 @@ def all_pairs(numbers):
     one, other = np.triu_indices(len(numbers), k=1)
     return np.stack([numbers[one].repeat(2), numbers[other].repeat(2), np.tile([0, 1], len(one))], 1)
 
+# %% ../nbs/02_duplicates.ipynb #2652bc16
+def pair_numbers(pairs, count):
+    "The place of each (i, j, in the mirror) in the table of all pairs of `count` images."
+    return np.ravel_multi_index(pairs.T, (count, count, 2))
+
+
+def numbered_pairs(numbers, count):
+    "The pairs of these numbers."
+    return np.stack(np.unravel_index(numbers, (count, count, 2)), 1)
+
 # %% ../nbs/02_duplicates.ipynb #66c087bc
 def candidate_pairs(
     plain, # sparse (n, words), from `index_words`
@@ -271,11 +289,11 @@ def candidate_pairs(
     def partners(start, others, in_mirror):
         numbers = among[start : start + block]
         one, other = best_partners(plain[numbers], numbers, others, among, neighbors, block)
-        return np.stack([np.minimum(one, other), np.maximum(one, other), np.full(len(one), in_mirror)], 1)
+        return pair_numbers(np.stack([np.minimum(one, other), np.maximum(one, other), np.full(len(one), in_mirror)], 1), plain.shape[0])
 
     found = [pairs for others, in_mirror in ((plain, 0), (mirrored, 1))
              for pairs in each(lambda start: partners(start, others, in_mirror), range(0, len(among), block))]
-    return np.unique(np.concatenate(found), axis=0)
+    return numbered_pairs(np.unique(np.concatenate(found)), plain.shape[0])
 
 # %% ../nbs/02_duplicates.ipynb #3bba569d
 def linked(
@@ -310,9 +328,8 @@ def propose(index, count, found, each=map):
 # %% ../nbs/02_duplicates.ipynb #d5e70a1b
 def fresh_pairs(pairs, count, seen):
     "Those of `pairs` whose number is not in `seen`, and all numbers together."
-    numbers = np.ravel_multi_index(pairs.T, (count, count, 2))
-    fresh = np.setdiff1d(numbers, seen)
-    return np.stack(np.unravel_index(fresh, (count, count, 2)), 1), np.union1d(seen, numbers)
+    numbers = pair_numbers(pairs, count)
+    return numbered_pairs(np.setdiff1d(numbers, seen), count), np.union1d(seen, numbers)
 
 # %% ../nbs/02_duplicates.ipynb #b03f5e69
 def in_turns(pool, function, items, turn=4096):

@@ -9,8 +9,12 @@ __all__ = ['METADATA', 'head_depth', 'tissue_grays', 'gray_word', 'has_frame', '
            'file_lines', 'shortcut_lines', 'audit_figures', 'spread', 'draw_class', 'write_audit', 'grouped_by']
 
 # %% ../nbs/02_review.ipynb #316ad035
+import json
 import os
+import tempfile
+from array import array
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -133,7 +137,7 @@ METADATA = {
 
 # %% ../nbs/02_review.ipynb #a5613d42
 def metadata_columns(
-    facts: list, # one dictionary per image, from `describe_file` and `describe_border`; more facts are ignored
+    facts: Sequence, # one dictionary per image, from `describe_file` and `describe_border`; more facts are ignored
 ) -> dict: # name → (n,) float64, for the names of `METADATA` that are known
     "The metadata as columns of numbers; a format or mode that is not in its list gets the number after the last."
     columns = {name: [fact[name] for fact in facts] for name in METADATA if name in facts[0]}
@@ -205,15 +209,33 @@ def bootstrap_interval(
     draws = (generator.multinomial(len(sizes), chances) for _ in range(resamples))  # one at a time: a table of all would fill the memory
     return np.percentile([drawn @ hits / (drawn @ sizes) for drawn in draws], (2.5, 97.5)).tolist()
 
+# %% ../nbs/02_review.ipynb #8a87661f
+class StoredFacts(Sequence):
+    "Dictionaries of plain values in a file without a name; memory holds where each begins."
+    def __init__(self, facts):
+        self.file, self.places = tempfile.TemporaryFile(), array("q", [0])
+        for fact in facts:
+            self.file.write(json.dumps(fact).encode() + b"\n")
+            self.places.append(self.file.tell())
+
+    def __len__(self):
+        return len(self.places) - 1
+
+    def __getitem__(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        self.file.seek(self.places[index])
+        return json.loads(self.file.readline())
+
 # %% ../nbs/02_review.ipynb #7ba36e0d
 def describe_all(
     image_set: ImageSet, # images from files or in memory
-) -> list: # one dict per image
+) -> Sequence: # one dict per image
     "Measure every image, one at a time per thread."
     files = image_set.images.paths if isinstance(image_set.images, LazyImages) else None
     describe = lambda i: describe_image(image_set.images[i]) | (describe_file(files[i]) if files else {})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(in_turns(pool, describe, range(len(image_set))))
+        return StoredFacts(in_turns(pool, describe, range(len(image_set))))
 
 # %% ../nbs/02_review.ipynb #9a034e21
 def suffix_fits(path, format):
@@ -224,7 +246,7 @@ def suffix_fits(path, format):
 # %% ../nbs/02_review.ipynb #48598d76
 def count_files(
     image_set: ImageSet,
-    facts: list, # from `describe_all`
+    facts: Sequence, # from `describe_all`
 ) -> dict: # formats, modes, wrong suffixes, EXIF; empty for images in memory
     "What kinds of files there are, and which are not what their suffix says."
     if "format" not in facts[0]:
@@ -256,7 +278,7 @@ def count_twins(
 # %% ../nbs/02_review.ipynb #0dd6c72a
 def probe_metadata(
     image_set: ImageSet, # with groups
-    facts: list, # from `describe_all`
+    facts: Sequence, # from `describe_all`
     seed: int = 0,
 ) -> dict | str: # name → `shortcut_probe`, or why there is none
     "The shortcut probe with all metadata, and with parts of it."

@@ -44,6 +44,8 @@ class ViTConfig:
             raise ValueError(f"`pool` must be 'mean' or 'lesion'. Received: pool={self.pool!r}")
         if not isinstance(self.splits, int) or self.splits < 1 or self.patch_size % self.splits:
             raise ValueError(f"`splits` must be an integer that divides `patch_size`. Received: splits={self.splits}, patch_size={self.patch_size}")
+        if self.splits > 1 and self.pool != "lesion":
+            raise ValueError(f"Only pool='lesion' gives scores that can be split. Received: splits={self.splits}, pool={self.pool!r}")
 
     @property
     def num_patches(self) -> int:

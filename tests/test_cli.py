@@ -139,7 +139,9 @@ def test_heatmaps_are_scored_and_what_fails_is_named(run_cli, phantoms, tmp_path
             assert {name: cell["n"] for name, cell in row.items()} == dict.fromkeys(("pointing", "energy", "precision", "deletion", "insertion"), n)
             assert sum(cell["n"] for cell in scores["hit_rates"][group][method]["size"]) == n
     assert scores["all"]["lesion_shifted"]["pointing"]["value"] > scores["all"]["random"]["pointing"]["value"]
-    text = run_cli("heatmap", phantoms, "--masks", phantoms / "masks", "--out", tmp_path / "out", code=2).stdout
+    drawn = run_cli("heatmap", phantoms, "--masks", phantoms / "masks", "--out", tmp_path / "out", code=2)
+    text = drawn.stdout
+    assert drawn.stderr.count("Error: ") == 1  # scoring told it, drawing need not
     for words in (f"{lesions} images with masks", f"{8 - lesions} without a mask skipped", "1 could not be used", "all images with masks", "detected images with masks", "by contrast"):
         assert words in text
     assert len(list((tmp_path / "out").iterdir())) == 8  # the pictures are drawn all the same

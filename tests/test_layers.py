@@ -159,7 +159,7 @@ def test_gradients_reach_every_weight(cls, arguments, shape, expected):
     lambda: TransformerBlock(16, 5), lambda: TransformerBlock(16, 2.0), lambda: TransformerBlock(16, 2, mlp_ratio=0),
     lambda: TransformerBlock(16, 2, dropout=-0.1), lambda: TransformerBlock(16, 2)(draw(1, 6, 8)),
     lambda: LesionPooling(0), lambda: LesionPooling(2.0), lambda: LesionPooling(2)(draw(1, 6, 8)), lambda: LesionPooling(2)(keras.Input((None, 8))),
-    lambda: ViTConfig(splits=0), lambda: ViTConfig(splits=3),
+    lambda: ViTConfig(splits=0), lambda: ViTConfig(splits=3, pool="lesion"), lambda: ViTConfig(splits=2, pool="mean"),
 ])
 def test_wrong_arguments_say_what_they_received(make):
     with pytest.raises(ValueError, match="Received"):
