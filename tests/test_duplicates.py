@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from brain_vit.data import ImageSet, load_folder
-from brain_vit.duplicates import (StoredKeypoints, candidate_pairs, duplicate_groups, find_keypoints, group_sheet, in_turns,
-                                  index_words, linked, twin_pairs, with_groups)
+from brain_vit.duplicates import (StoredKeypoints, candidate_pairs, duplicate_groups, find_keypoints, group_sheet, images_with,
+                                  in_turns, index_words, linked, stored_table, twin_pairs, weigh, with_groups)
 from brain_vit.phantom import Phantom
 
 REAL = os.environ.get("BRAIN_VIT_DATA")
@@ -144,6 +144,27 @@ def test_no_table_of_all_pairs_is_made(heads):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 40e6 < 4 * 6000**2
+
+
+def test_words_wait_in_files():
+    import tracemalloc
+
+    rows = ((np.arange(row % 5, 1000, 5), np.full(200, 1 + row % 3)) for row in range(20_000))
+    tracemalloc.start()
+    table = stored_table(rows, width=1000)
+    seen = images_with(table)
+    weigh(table, np.ones(1000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16e6 < 8 * 200 * 20_000
+    np.testing.assert_array_equal(seen, 4000)
+    np.testing.assert_allclose(table[[0, 1023, 1024, 19_999]].toarray().max(axis=1), 200**-0.5, rtol=1e-6)
+
+
+def test_images_without_details_share_no_words():
+    table = stored_table([(np.array([], int), np.array([], int)), (np.array([2]), np.array([4])), (np.array([], int), np.array([], int))], width=3)
+    np.testing.assert_allclose(weigh(table, np.full(3, 0.5)).toarray(), [[0, 0, 0], [0, 0, 1], [0, 0, 0]])
+    assert weigh(stored_table([(np.array([], int), np.array([], int))], width=3), np.ones(3)).nnz == 0
 
 
 def test_memory_does_not_grow_with_the_details(heads):

@@ -11,7 +11,7 @@ from PIL import Image
 from brain_vit._base import InputError
 from brain_vit.data import ImageSet
 from brain_vit.phantom import Phantom, phantom_dataset
-from brain_vit.review import (audit, audit_figures, audit_table, count_letters, has_frame, head_depth, shortcut_probe, tissue_grays,
+from brain_vit.review import (StoredFacts, audit, audit_figures, audit_table, count_letters, has_frame, head_depth, shortcut_probe, tissue_grays,
                               write_audit)
 
 REAL = os.environ.get("BRAIN_VIT_DATA")
@@ -149,3 +149,18 @@ def test_the_real_images():
     assert len(report["wrong_suffix"]) == 6 and report["modes"]["RGBA"] == 5 and report["modes"]["P"] == 1
     probe = report["shortcuts"]["all metadata"]
     assert probe["low"] > probe["most_frequent_class"] and 0.70 < probe["accuracy"] < 0.80
+
+
+def test_facts_wait_in_a_file():
+    import tracemalloc
+
+    facts = ({"width": number, "format": "PNG", "gray": {"skull": 0.5, "lobes": None}} for number in range(20_000))
+    tracemalloc.start()
+    stored = StoredFacts(facts)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6
+    assert len(stored) == 20_000 and stored[7] == {"width": 7, "format": "PNG", "gray": {"skull": 0.5, "lobes": None}}
+    assert all(one["width"] + 1 == other["width"] for one, other in zip(stored, list(stored)[1:]))  # two readers at once
+    with pytest.raises(IndexError):
+        stored[20_000]

@@ -307,6 +307,21 @@ def test_growth_goes_on_where_it_was_and_leaves_other_parts_alone(speed, tmp_pat
     assert len(calls) == 7 + 6
 
 
+def test_models_of_another_kind_of_machine_are_kept_beside(speed, tmp_path, monkeypatch):
+    file, made = tmp_path / "speed.json", iter(range(9))
+    monkeypatch.setattr(speed, "measure_models", lambda rounds: {"run": next(made)})
+    arguments = ["--only", "models", "--json", str(file)]
+    speed.main(arguments)
+    speed.main(arguments)  # the same machine: the new figures take the place of the old
+    assert json.loads(file.read_text())["models"] == {"run": 1} and "elsewhere" not in json.loads(file.read_text())
+    here = speed.machine()
+    monkeypatch.setattr(speed, "machine", lambda: here | {"vectors": "wider"})
+    speed.main(arguments)
+    result = json.loads(file.read_text())
+    assert result["models"] == {"run": 2} and result["measured"]["models"]["machine"]["vectors"] == "wider"
+    assert result["elsewhere"] == {"machine": here, "rounds": 7, "models": {"run": 1}}
+
+
 def test_own_memory_of_a_process_is_measured(speed):
     seconds, whole, own = speed.process([sys.executable, "-c", "import time; content = bytearray(200_000_000); time.sleep(0.5)"])
     assert seconds > 0.5 and whole > 190 and (own > 190 or not os.path.exists("/proc/self/status"))
