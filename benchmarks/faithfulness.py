@@ -21,11 +21,16 @@ from brain_vit.pretrain import HELD_OUT_SEED, render_pool
 FIRST = 300  # phantoms before this index were looked at when enlargement and shifts were chosen
 
 
+def above_2_percent(hits, size):
+    "The pointing game on lesions above 2% of the head."
+    return hit_rates(hits, size, (0.02,))[1]
+
+
 def by_property(report, size, contrast):
     "The pointing game of each method in bins."
     return {method: {"size": hit_rates(rows["pointing"]["each"], size, BINS["size"]),
                      "contrast": hit_rates(rows["pointing"]["each"], contrast, BINS["contrast"]),
-                     "above_2_percent": hit_rates(rows["pointing"]["each"], size, (0.02,))[1]} for method, rows in report.items()}
+                     "above_2_percent": above_2_percent(rows["pointing"]["each"], size)} for method, rows in report.items()}
 
 
 def detected_lesions(predictor, first, count):
@@ -43,7 +48,7 @@ def play_more(predictor, first, count, part=1000):
         hits.append(pointing_hits(predictor.heat(images, predictor.method), masks))
         sizes.append(lesion_size(images, masks))
     hits, sizes = np.concatenate(hits), np.concatenate(sizes)
-    return {"method": predictor.method, "first": first, "phantoms": count, "pointing": summarize(hits), "above_2_percent": hit_rates(hits, sizes, (0.02,))[1]}
+    return {"method": predictor.method, "first": first, "phantoms": count, "pointing": summarize(hits), "above_2_percent": above_2_percent(hits, sizes)}
 
 
 def main():

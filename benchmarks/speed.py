@@ -5,8 +5,9 @@
 
 Every contender is a process that has built and compiled its part and waits. The rounds go through all of them in turn, so a
 busy minute slows all alike, and a ratio is taken within each round. --json writes what ran into speed.json beside this file, which
-the README's table shows; what did not run stays there as it was, and models measured on another kind of machine move to "elsewhere". Growth writes each figure when it has it, and leaves out what
-the file already holds for the same code: stopped, it goes on where it was. --again measures all anew.
+the README's table shows; what did not run stays there as it was, and models measured on another kind of machine move to "elsewhere".
+Growth writes each figure when it has it, and leaves out what the file already holds for the same code: stopped, it goes on where it
+was. --again measures all anew.
 """
 import argparse
 import hashlib
@@ -271,10 +272,9 @@ def machine():
     return {"processor": processor(), "vectors": vectors(), "cores": os.cpu_count(), "architecture": platform.machine(), "system": platform.system(), "python": platform.python_version(), "packages": packages}
 
 
-def on_this_machine(result):
-    "Whether the models of speed.json, if there are any, were measured on a machine like this one."
-    before, now = result.get("measured", {}).get("models", {}).get("machine"), machine()
-    return before is None or all(before.get(name) == now[name] for name in ("processor", "vectors"))
+def of_one_kind(one, other):
+    "Whether two runs were measured on machines alike."
+    return all(one["machine"].get(name) == other["machine"].get(name) for name in ("processor", "vectors"))
 
 
 def main(arguments=None):
@@ -291,11 +291,11 @@ def main(arguments=None):
 
     def keep(name, values):
         "Put one part into the file; the others stay."
-        if name == "models" and not on_this_machine(result):
-            result["elsewhere"] = result["measured"][name] | {name: result[name]}
-        result[name] = values
         about = {"machine": machine()} if name == "growth" else {"machine": machine(), "rounds": options.rounds}
-        result.setdefault("measured", {})[name] = about
+        before = result.setdefault("measured", {}).get(name)
+        if name == "models" and before and not of_one_kind(before, about):
+            result["elsewhere"] = before | {name: result[name]}
+        result[name], result["measured"][name] = values, about
         if name == "models" or "machine" not in result:
             result.update(about | {"batch": 32, "image_size": 128, "dropout": DROPOUT})
         if options.json:
