@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'InputError', 'whole_file', 'write_text', 'write_json', 'write_csv', 'read_csv', 'markdown_table',
-           'refuse_existing', 'new_folder', 'sigmoid', 'mix_seed', 'patch_means', 'use_style', 'show_images']
+           'refuse_existing', 'short_name', 'new_folder', 'sigmoid', 'mix_seed', 'patch_means', 'use_style',
+           'show_images']
 
 # %% ../nbs/00_base.ipynb #e73a38fa
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
@@ -45,7 +47,7 @@ def write_text(
 ) -> Path: # the path written
     "Write `text` to `path` in one step: readers see the old file or the new one, never a part."
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name may hold bytes that are no text
     return Path(path)
 
 # %% ../nbs/00_base.ipynb #bcaf3508
@@ -93,6 +95,17 @@ def refuse_existing(
     "Raise `InputError` where `path` exists."
     if Path(path).exists():
         raise InputError(f"The folder '{path}' exists already: choose another name or remove it first.")
+
+# %% ../nbs/00_base.ipynb #37b34199
+def short_name(
+    name: str, # of a file, without its suffix
+    limit: int = 150, # bytes
+) -> str: # `name`, or its end after eight signs that stand for the whole
+    "A name that every file system takes."
+    content = os.fsencode(name)
+    if len(content) <= limit:
+        return name
+    return f"{hashlib.sha256(content).hexdigest()[:8]}_{content[9 - limit:].decode(errors='ignore')}"
 
 # %% ../nbs/00_base.ipynb #513cb7d8
 @contextlib.contextmanager
@@ -186,4 +199,4 @@ def _draw_image(axis, image, title, outline, heat):
     if outline is not None and outline.any():
         axis.contour(outline.squeeze(), levels=[0.5], colors=PALETTE["orange"], linewidths=1.2)
     if title is not None:
-        axis.set_title(str(title), fontsize=8)
+        axis.set_title(str(title), fontsize=8, parse_math=False)  # a name with two $ is no formula

@@ -94,12 +94,13 @@ def accuracy_difference(
     second: list, # of another, on the same images
     seed: int = 0, # of the resamples
     num_bootstrap: int = 2000, # resamples
-) -> dict: # value, interval, method
+) -> dict: # value, interval (None where resamples do not differ), method
     "How much more often the first method is right, with a paired 95% interval."
     difference = _share_right(labels, first) - _share_right(labels, second)
     weights = group_weights(groups, num_bootstrap, np.random.default_rng(seed))
     low, high = np.percentile(weights @ difference / weights.sum(axis=1), [2.5, 97.5])
-    return {"value": float(difference.mean()), "interval": [float(low), float(high)], "method": "paired cluster bootstrap"}
+    interval = [float(low), float(high)] if low < high else None  # where no image is answered differently, resampling says nothing
+    return {"value": float(difference.mean()), "interval": interval, "method": "paired cluster bootstrap"}
 
 # %% ../nbs/12_evaluate.ipynb #015084eb
 def _share_right(labels, results):

@@ -6,7 +6,7 @@
 __all__ = ['BINS', 'lesion_energy', 'lesion_patches', 'patch_precision', 'deletion_curves', 'curve_area', 'random_heat',
            'randomized', 'rank_correlation', 'sanity_check', 'summarize', 'measure_heats', 'measure_method',
            'faithfulness', 'faithfulness_table', 'lesion_size', 'lesion_contrast', 'hit_rates', 'hits_table',
-           'read_mask', 'score_folder']
+           'score_folder']
 
 # %% ../nbs/14_faithfulness.ipynb #dd85463d
 from collections import Counter
@@ -18,7 +18,7 @@ import numpy as np
 
 from ._base import InputError, markdown_table, mix_seed, patch_means, sigmoid
 from .accuracy import wilson_interval
-from .data import find_mask, mask_files, read_image
+from .data import find_mask, mask_files, read_mask
 from .draw import blurred, default_heatmap, hide_patches, pointing_hits, upsample_patches
 
 # %% ../nbs/14_faithfulness.ipynb #2cc2018f
@@ -126,10 +126,10 @@ def summarize(
 
 # %% ../nbs/14_faithfulness.ipynb #36c3f400
 def _bootstrap(values, seed):
-    "The 95% interval of the mean, from 2,000 resamples."
+    "The 95% interval of the mean, from 2,000 resamples; None where these do not differ."
     draws = np.random.default_rng(seed).integers(len(values), size=(2000, len(values)))
     low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-    return [float(low), float(high)]
+    return [float(low), float(high)] if low < high else None
 
 # %% ../nbs/14_faithfulness.ipynb #16087d1f
 def _explainer(method, patch_size, seed):
@@ -208,16 +208,18 @@ def _cell(summary):
     "A value and its interval, or a dash."
     if summary is None or summary["value"] is None:
         return "–"
-    return "{:.2f} ({:.2f}–{:.2f})".format(summary["value"], *summary["interval"])
+    interval = "" if summary["interval"] is None else " ({:.2f}–{:.2f})".format(*summary["interval"])
+    return f"{summary['value']:.2f}{interval}"
 
 # %% ../nbs/14_faithfulness.ipynb #a7e3f03b
 def lesion_size(
     images: np.ndarray, # (n, image_size, image_size, 1) preprocessed: black around the head
     masks: np.ndarray, # (n, image_size, image_size) bool
 ) -> np.ndarray: # (n,) share of the head that is lesion, 0..1
-    "The lesion's area over the head's; the head is what lies inside the outline of all that is not black."
-    heads = [cv2.morphologyEx((image[..., 0] > 0).astype("uint8"), cv2.MORPH_CLOSE, np.ones((9, 9), "uint8")).sum() for image in images]
-    return masks.sum(axis=(1, 2)) / np.maximum(heads, 1)
+    "The lesion's area over the head's; the head is all that is not black, with gaps narrower than 9 pixels closed."
+    heads = np.pad(images[..., 0] > 0, ((0, 0), (9, 9), (9, 9))).astype("uint8")  # closing takes what lies outside a picture for head
+    closed = [cv2.morphologyEx(head, cv2.MORPH_CLOSE, np.ones((9, 9), "uint8"))[9:-9, 9:-9].sum() for head in heads]
+    return masks.sum(axis=(1, 2)) / np.maximum(closed, 1)
 
 # %% ../nbs/14_faithfulness.ipynb #6f0dc00d
 def _around(image, mask, rim):
@@ -262,17 +264,6 @@ def hits_table(
     between = [f"{'from ' + str(row['from']) if row['from'] is not None else ''}{' to ' + str(row['to']) if row['to'] is not None else ''}".strip() for row in bins]
     return markdown_table([[name, "pointing", "n"], *([limits, _cell(row), str(row["n"])] for limits, row in zip(between, bins))])
 
-# %% ../nbs/14_faithfulness.ipynb #d0b9399f
-def read_mask(
-    file: Path, # from `find_mask`; anything above half is lesion
-    shape: tuple, # (height, width) of the image
-) -> np.ndarray: # (height, width) bool
-    "The mask of an image, on its pixels."
-    mask = read_image(file) > 127
-    if mask.shape != tuple(shape):
-        raise InputError(f"The mask '{file}' has {mask.shape[0]} by {mask.shape[1]} pixels, its image has {shape[0]} by {shape[1]}: give masks on the image's own pixels.")
-    return mask
-
 # %% ../nbs/14_faithfulness.ipynb #40ab4b8b
 def score_folder(
     predictor, # a `brain_vit.predict.Predictor`
@@ -281,7 +272,7 @@ def score_folder(
     methods=None, # names of heatmaps; None: the model's default and raw attention; chance is added
     steps: int = 8, # of the deletion and insertion curves
 ) -> dict: # "n", "n_detected", "skipped" (paths), "failed" ({"path", "error"}), "all" and "detected": method → measure → summary, "hit_rates"
-    "The exam on images with masks; pointing and energy on the original's pixels."
+    "The exam on images with masks; pointing and energy on the original's pixels. The intervals take the images as independent: leave twins out."
     if not Path(masks).is_dir():
         raise InputError(f"The folder '{masks}' does not exist: give a folder with masks named like the images.")
     methods = list(dict.fromkeys((*(methods or (predictor.method or default_heatmap(predictor.model.output), "attention")), "random")))

@@ -140,7 +140,7 @@ def relevance_heat(
     images: np.ndarray, # (n, image_size, image_size, 1)
     batch_size: int = 32, # images at a time
 ) -> np.ndarray: # (n, image_size, image_size) float32 in 0..1
-    "Gradient-weighted attention rollout, for the class tumor; ½ where a patch's relevance sums to one logit."
+    "Gradient-weighted attention rollout, for the class tumor; ½ where a patch's relevance sums to 1."
     return _gradient_heat(model, images, batch_size, lambda parts: relevance_rollout(parts["scores"], parts["score_gradients"]).sum(axis=1) - 1)
 
 # %% ../nbs/13_heatmap.ipynb #f8426ffa
@@ -155,7 +155,7 @@ def gradcam_heat(
     images: np.ndarray, # (n, image_size, image_size, 1)
     batch_size: int = 32, # images at a time
 ) -> np.ndarray: # (n, image_size, image_size) float32 in 0..1
-    "Grad-CAM on the last normed tokens; ½ where a token, were all like it, would add one logit."
+    "Grad-CAM on the last normed tokens; ½ where token · summed gradient is 1: about one logit, to first order, were all tokens like it."
     def evidence(parts):
         return (parts["tokens"] * parts["token_gradients"].sum(axis=1, keepdims=True)).sum(axis=-1)
 

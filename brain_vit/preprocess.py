@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from ._base import InputError, new_folder
-from .data import ImageSet, download_kaggle, load_folder
+from .data import SMALLEST, ImageSet, download_kaggle, load_folder
 from .duplicates import with_groups
 from .phantom import phantom_dataset
 
@@ -28,8 +28,8 @@ def _checked(image):
         image = image[..., 0]
     if image.ndim != 2:
         raise InputError(f"Expected one gray image (height, width), received an array of shape {image.shape}.")
-    if min(image.shape) < 8:
-        raise InputError(f"The image has only {image.shape[0]} by {image.shape[1]} pixels: at least 8 by 8 are needed.")
+    if min(image.shape) < SMALLEST:
+        raise InputError(f"The image has only {image.shape[0]} by {image.shape[1]} pixels: at least {SMALLEST} by {SMALLEST} are needed.")
     if image.dtype in (np.uint8, np.uint16):
         return np.ascontiguousarray(image)
     return np.nan_to_num(image.astype(np.float32), posinf=0, neginf=0)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 # %% ../nbs/15_run.ipynb #6c444176
-from ._base import InputError, read_csv, sigmoid, write_csv, write_json, write_text
+from ._base import InputError, read_csv, refuse_existing, short_name, sigmoid, write_csv, write_json, write_text
 from .accuracy import classification_metrics, metrics_table
 from .baselines import Part, network_batches
 from .calibration import calibrate, fit_temperature
@@ -307,9 +307,8 @@ def prepare_folder(
     resume: bool, # whether to continue
 ) -> Path: # the hidden folder to work in
     "The hidden neighbor in which a run grows."
+    refuse_existing(out)
     working = out.with_name(f".{out.name}.partial")
-    if out.exists():
-        raise InputError(f"The run '{out}' exists already: choose another name with --out.")
     if working.exists() and not resume:
         raise InputError(f"An unfinished run '{out}' was found: continue it with --resume, or remove '{working}'.")
     if resume and not working.exists():
@@ -368,8 +367,15 @@ def draw_heatmaps(
     chosen = _errors_first(probabilities, detected == image_set.labels)[:count]
     images, frames = zip(*(preprocess(image_set.images[i], size) for i in chosen))
     folder.mkdir(exist_ok=True)
-    for i, frame, heat in zip(chosen, frames, heatmap(predictor.model, np.stack(images), predictor.method)):
-        _save_overlay(folder, image_set, i, frame.to_original(heat), probabilities[i], bool(detected[i]))
+    names = _picture_names([image_set.paths[i] for i in chosen])
+    for i, name, frame, heat in zip(chosen, names, frames, heatmap(predictor.model, np.stack(images), predictor.method)):
+        _save_overlay(folder, name, image_set, i, frame.to_original(heat), probabilities[i], bool(detected[i]))
+
+
+def _picture_names(paths):
+    "A name for the picture of each image: its path in one word, with a number where two would be the same."
+    names = [short_name("_".join(Path(path).parts)) for path in paths]
+    return [name if names.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(names)]
 
 # %% ../nbs/15_run.ipynb #a002bebc
 def _errors_first(probabilities, right):
@@ -377,13 +383,12 @@ def _errors_first(probabilities, right):
     return sorted(range(len(right)), key=lambda i: (right[i], -abs(probabilities[i] - 0.5)))
 
 # %% ../nbs/15_run.ipynb #b1e7718a
-def _save_overlay(folder, image_set, i, heat, probability, detected):
+def _save_overlay(folder, name, image_set, i, heat, probability, detected):
     "The picture of image `i`, named by its path and by whether the model was right."
     from PIL import Image
     right, truth = detected == image_set.labels[i], "tumor" if image_set.labels[i] else "no tumor"
-    name = f"{'right' if right else 'wrong'}_{'_'.join(Path(image_set.paths[i]).parts)}.overlay.png"
     caption = f"truth: {truth}, probability {probability:.2f}{'' if right else ', wrong'}"
-    Image.fromarray(overlay(image_set.images[i], heat, caption, detected=detected)).save(folder / name)
+    Image.fromarray(overlay(image_set.images[i], heat, caption, detected=detected)).save(folder / f"{'right' if right else 'wrong'}_{name}.overlay.png")
 
 # %% ../nbs/15_run.ipynb #fc0182ba
 def explain_run(

@@ -1,6 +1,8 @@
 "The command as a process: what users see, with good files and with bad ones."
 import json
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +67,9 @@ def test_two_images_of_one_name_do_not_overwrite_each_other(run_cli, slices, tmp
     (["heatmap", "x.jpg", "--out", "o", "--method", "magic"], "magic"),
     (["phantom", "o", "--recipe", "hard"], "hard"),
     (["evaluate", "phantom", "--jobs", "0"], "--jobs 0"),
+    (["train", "phantom", "--out", "."], "'.' exists"),
+    (["pretrain", "--out", "/"], "'/' exists"),
+    (["evaluate", "phantom", "--out", "."], "'.' exists"),
 ])
 def test_bad_requests_give_one_sentence(arguments, words, monkeypatch, capsys, tmp_path):
     from brain_vit.cli import main
@@ -73,6 +78,49 @@ def test_bad_requests_give_one_sentence(arguments, words, monkeypatch, capsys, t
         main(arguments)
     error = capsys.readouterr().err
     assert stop.value.code == 2 and words in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_a_full_disk_and_a_name_too_long_are_the_users_to_mend():
+    import errno
+    from brain_vit.cli import _sentence
+    for number, file, words in ((errno.ENOSPC, None, "make room"), (errno.EROFS, "/mnt/out", "'/mnt/out'"), (errno.ENAMETOOLONG, "x" * 300, "xxx")):
+        sentence, code = _sentence(OSError(number, os.strerror(number), file))
+        assert code == 2 and words in sentence and os.strerror(number) in sentence
+    assert _sentence(OSError(errno.EIO, "Input/output error"))[1] == 1
+
+
+def test_pictures_of_images_with_long_or_like_names_are_all_written():
+    from brain_vit.cli import free_name
+    from brain_vit.run import _picture_names
+    deep = "/".join(f"{part}" * 60 for part in "abcd") + "/1.png"
+    names = _picture_names([deep, deep.replace("a", "e"), "yes/a_b.png", "yes/a/b.png", "no/c.png"])
+    assert len(set(names)) == 5 and max(len(name.encode()) for name in names) < 200 and names[-1] == "no_c.png"
+    taken = set()
+    long = [free_name(Path("folder") / f"{'脳' * 83}{number}.png", taken) for number in (1, 2)] + [free_name(Path("other") / f"{'脳' * 83}1.png", taken)]
+    assert len(set(long)) == 3 and all(len(name.encode()) < 200 for name in long)
+
+
+def test_a_folder_that_cannot_be_opened_does_not_stop_the_walk(tmp_path, monkeypatch):
+    from brain_vit.predict import Failure, find_images
+    for name in ("a/1.png", "b/2.png", "c/3.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    first, closed, last = find_images([tmp_path])
+    assert (first.name, last.name) == ("1.png", "3.png") and isinstance(closed, Failure)
+    assert closed.path == str(tmp_path / "b") and "Permission denied" in closed.error
+
+
+def test_failures_carry_the_path_that_was_given():
+    from brain_vit.predict import find_images
+    assert [failure.path for failure in find_images(["/nowhere/1.png"])] == ["/nowhere/1.png"]
 
 
 def test_phantom_writes_images_masks_and_labels(run_cli, tmp_path):

@@ -2,6 +2,7 @@
 import os
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from brain_vit._base import InputError
 from brain_vit.data import (ImageSet, LazyImages, LazyMasks, download_kaggle, grouped_folds, grouped_split,
-                            load_folder, read_image)
+                            load_folder, read_image, read_mask)
 
 REAL = os.environ.get("BRAIN_VIT_DATA")
 needs_real = pytest.mark.skipif(not REAL, reason="BRAIN_VIT_DATA does not name the folder of real images")
@@ -188,8 +189,88 @@ def test_masks_are_read_when_complete(folder):
 
 def test_a_mask_of_another_size_is_refused(tmp_path):
     save(tmp_path / "mask.png", picture(shape=(10, 10)))
-    with pytest.raises(InputError, match="same size"):
+    with pytest.raises(InputError, match="own pixels"):
         LazyMasks([picture()], [tmp_path / "mask.png"])[0]
+
+
+@pytest.mark.parametrize("mode, levels", [("L", (0, 1)), ("L", (0, 255)), ("L", (3, 250)), ("I;16", (0, 1)), ("P", (0, 1)), ("1", (0, 255))])
+def test_masks_of_all_kinds_are_read(tmp_path, mode, levels):
+    "White on black, labels from 1 up, 16 bit, dark red of a palette, one bit."
+    expected = picture() > 128
+    image = Image.fromarray(np.where(expected, levels[1], levels[0]).astype("uint16" if mode == "I;16" else "uint8"))
+    if mode == "P":
+        image.putpalette([0, 0, 0, 128, 0, 0])
+    (image.convert("1") if mode == "1" else image).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", expected.shape), expected)
+
+
+def test_a_mask_that_fits_two_images_is_nobodys(tmp_path):
+    for name in ("yes/p1/001.png", "yes/p2/001.png", "no/2.png", "masks/p1/001.png"):
+        save(tmp_path / name, picture())
+    loaded = load_folder(tmp_path)
+    assert loaded.masks is None and loaded.skipped[0][0] == "masks" and "several" in loaded.skipped[0][1]
+    save(tmp_path / "masks" / "p2" / "001.png", picture())
+    assert load_folder(tmp_path).masks is not None
+
+
+def test_linked_files_go_by_their_own_names_and_linked_folders_are_named(tmp_path):
+    save(tmp_path / "store" / "ab12.png", picture())
+    for name in ("set/no/1.png", "set/masks/a.png", "elsewhere/b.png"):
+        save(tmp_path / name, picture(3))
+    (tmp_path / "set" / "yes").mkdir()
+    (tmp_path / "set" / "yes" / "a.png").symlink_to(tmp_path / "store" / "ab12.png")
+    (tmp_path / "set" / "yes" / "p1").symlink_to(tmp_path / "elsewhere")
+    loaded = load_folder(tmp_path / "set")
+    assert loaded.paths == ["no/1.png", "yes/a.png"] and loaded.masks is not None
+    assert [path for path, _ in loaded.skipped] == ["yes/p1"] and "link to a folder" in loaded.skipped[0][1]
+
+
+def test_a_folder_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
+    for name in ("yes/1.png", "yes/deep/2.png", "no/3.png"):
+        save(tmp_path / name, picture())
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert [path for path, _ in load_folder(tmp_path).skipped] == ["yes/deep"]
+
+
+def test_a_file_with_many_pictures_is_refused(tmp_path):
+    pages = [Image.fromarray(picture(i)) for i in range(3)]
+    for name in ("stack.tif", "moving.gif"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+        with pytest.raises(InputError, match=f"{name}' holds 3 pictures"):
+            read_image(tmp_path / name)
+
+
+def test_what_is_no_slice_is_skipped_by_name(folder):
+    save(folder / "no" / "pixel.png", picture(shape=(1, 50)))
+    save(folder / "no" / "strip.png", picture(shape=(20, 400)))
+    before = len(load_folder(folder))
+    skipped = dict(load_folder(folder).skipped)
+    assert "at least 8 by 8" in skipped["no/pixel.png"] and "too narrow" in skipped["no/strip.png"] and before == len(load_folder(folder))
+
+
+def test_a_name_that_is_no_text_is_skipped(folder, tmp_path):
+    from brain_vit._base import write_json, write_text
+    save(folder / "yes" / os.fsdecode(b"caf\xe9.png"), picture())
+    path, reason = load_folder(folder).skipped[-1]
+    assert path.startswith("yes/caf") and "rename" in reason
+    write_text(tmp_path / "report.md", reason)
+    write_json(tmp_path / "report.json", [reason])
+    assert "caf" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_reading_leaves_the_callers_warnings_alone(folder):
+    import warnings
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: read_image(next((folder / "yes").iterdir())), range(200)))
+    assert warnings.filters == before
 
 
 def test_subset_keeps_everything_together_and_lazy(folder):

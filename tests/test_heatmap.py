@@ -384,6 +384,19 @@ def test_size_and_contrast_of_a_disc_by_hand():
     assert exam.lesion_contrast(image, mask)[0] == pytest.approx(0.5, abs=1e-6)
 
 
+def test_equal_values_claim_no_certainty():
+    assert exam.summarize(np.array([0.53]))["interval"] is exam.summarize(np.full(3, 0.5))["interval"] is None
+    assert exam.summarize(np.array([True]))["interval"][0] < 0.5
+    assert "0.53 " in exam.faithfulness_table({"lesion": {"energy": exam.summarize(np.array([0.53]))}})
+
+
+def test_a_head_near_the_border_is_not_larger_than_it_is():
+    image, mask = np.zeros((2, 64, 64, 1), "float32"), np.zeros((2, 64, 64), bool)
+    image[0, 2:62, 2:62], image[1] = 0.4, 0.4
+    image[0, 30:34, 30:34], mask[:, 20:30, 20:30] = 0, True  # a dark ventricle belongs to the head
+    np.testing.assert_allclose(exam.lesion_size(image, mask), [100 / 3600, 100 / 4096])
+
+
 def write_folder(folder, count=3):
     "`yes` with phantoms, `masks` with their lesions."
     from PIL import Image
