@@ -6,7 +6,8 @@
     brain_vit pretrain --from runs/third --images 1064960 --seed 3 --out runs/fourth
     brain_vit pretrain --from runs/fourth --images 524288 --seed 4 --out runs/fifth
     brain_vit pretrain --from runs/fifth --images 524288 --seed 5 --out runs/sixth
-    python benchmarks/bundle.py runs/sixth
+    brain_vit pretrain --from runs/sixth --images 917504 --seed 6 --out runs/seventh
+    python benchmarks/bundle.py runs/seventh
 
 The first three stages ran on JAX, the others on TensorFlow, each from the bundled copy of the stage before (`--from bundled`). Before the
 fifth stage the phantoms changed: ragged rings, wider swelling, confluent white matter. Before the sixth the model did: each patch's lesion

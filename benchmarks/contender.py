@@ -1,6 +1,7 @@
 """One contender of speed.py, in a process of its own: it builds its part, then answers each line it is told with images per second.
 
     python contender.py ours|stock|example|hub|timm lecture|small DROPOUT     lines: "train N", "predict N", "maps N"
+    python contender.py example-compiled|hub-compiled …     the same two with XLA, which Keras leaves off on a processor
     python contender.py augment-ours|augment-keras|augment-albumentations     line: "run N"
     python contender.py feed small|lecture DROPOUT     lines: "fed N", "fixed N": epochs of real batches, or of one batch again and again
     python contender.py decode|render     line: "run N"
@@ -19,6 +20,7 @@ import numpy as np
 
 BATCH = 32
 SIZE = 128
+JIT = "auto"  # of the Keras peers
 
 
 def batch():
@@ -51,11 +53,11 @@ def stock(config):
 
 
 def compiled(tokens, image):
-    "Mean pooling, one logit and the same optimizer for both Keras peers, compiled by Keras' defaults."
+    "Mean pooling, one logit and the same optimizer for both Keras peers, compiled by Keras' defaults unless told otherwise."
     import keras
     logit = keras.layers.Dense(1)(keras.layers.GlobalAveragePooling1D()(tokens))
     model = keras.Model(image, logit)
-    model.compile(keras.optimizers.AdamW(5e-4, weight_decay=0.05, global_clipnorm=1.0), keras.losses.BinaryCrossentropy(from_logits=True))
+    model.compile(keras.optimizers.AdamW(5e-4, weight_decay=0.05, global_clipnorm=1.0), keras.losses.BinaryCrossentropy(from_logits=True), jit_compile=JIT)
     return keras_tasks(model, batch(), np.zeros((BATCH, 1), "float32"))
 
 
@@ -221,6 +223,9 @@ def configured(preset, dropout):
 
 
 def main(name, *arguments):
+    global JIT
+    if name.endswith("-compiled"):
+        name, JIT = name.removesuffix("-compiled"), True
     make = globals()[name.replace("-", "_")]
     tasks = make(configured(*arguments)) if arguments else make()
     amount = {"peak": 2 * 2048**3 / 1e9, "feed": 8 * BATCH}.get(name, BATCH)

@@ -116,6 +116,20 @@ def measure_models(rounds):
     return report
 
 
+def measure_compiled(rounds):
+    "Ours under TensorFlow against the Keras peers when these are compiled by XLA, too."
+    report = {}
+    for preset in PRESETS:
+        contenders = [Contender(name, "tensorflow", (preset, str(DROPOUT))) for name in ("ours", "example-compiled", "hub-compiled")]
+        rates = interleave({f"{one.label} {task}": (one, task, count) for one in contenders for task, count in (("train", 3), ("predict", 8))}, rounds)
+        for one in contenders:
+            one.close()
+        report[preset] = {f"{task} against {peer}": ratio(rates, f"ours/tensorflow {task}", f"{peer}-compiled/tensorflow {task}")
+                          for task in ("train", "predict") for peer in ("example", "hub")}
+    show("peers compiled, too", report)
+    return report
+
+
 def waiting(fixed, fed):
     "The share of training time that goes when input is ready: from the medians of all rounds, for single rounds differ more than that; and the range of the rounds."
     median = 1 - statistics.median(fed) / statistics.median(fixed)
@@ -279,7 +293,7 @@ def of_one_kind(one, other):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="models,input,cold", help="which of models, input, cold, growth")
+    parser.add_argument("--only", default="models,compiled,input,cold", help="which of models, compiled, input, cold, growth")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sizes", default="250,2500,25000", help="folder sizes of growth")
     parser.add_argument("--tasks", default="predict,audit,train", help="what growth measures")
@@ -302,7 +316,7 @@ def main(arguments=None):
             file.with_suffix(".writing").write_text(json.dumps(result, indent=1) + "\n")
             os.replace(file.with_suffix(".writing"), file)
 
-    parts = {"models": measure_models, "input": measure_input, "cold": measure_cold}
+    parts = {"models": measure_models, "compiled": measure_compiled, "input": measure_input, "cold": measure_cold}
     for name in options.only.split(","):
         if name == "growth":
             sizes, tasks = [int(size) for size in options.sizes.split(",")], options.tasks.split(",")
