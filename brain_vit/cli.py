@@ -262,7 +262,7 @@ def evaluate(
     data: Data = "phantom", preset: Presets = "small", folds: Folds = 5, repeats: Repeats = 1, epochs: Epochs = None, start: Start = None, jobs: Jobs = 1,
     count: Count = 400, seed: Seed = 0, suspect: Suspects = None, out: Report = None, as_json: Json = False,
 ):
-    """Grouped cross-validation: any methods, baselines among them, on the same folds, with intervals.
+    """Compare methods on the same grouped folds, with intervals.
 
     Example: brain_vit evaluate brain_tumor_dataset --preset small,hog,majority --repeats 3 --out evaluation
     """
