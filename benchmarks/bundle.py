@@ -48,11 +48,11 @@ export_onnx(model, weights / "small.onnx", **{key: card[key] for key in ("name",
 accuracy, area = (metrics["parts"]["test"][name] for name in ("accuracy", "roc_auc"))
 (weights / "README.md").write_text(f"""# Model card: small-phantom
 
-A Vision Transformer (preset `small`) trained on {card['trained_on']}; recipe, seed and versions are in `small.json`.
+A Vision Transformer (preset `small`) trained on {card['trained_on']}; recipe, seeds and versions are in `small.json`.
 
 - **Use**: a starting point for training on real slices, and the default of `brain_vit predict` and `heatmap` for learning.
 - **Not for**: diagnosis, triage, or any decision about a patient. It has never seen a real image.
-- **Measured** on {metrics['parts']['test']['n']} held-out phantoms ({metrics['protocol']}):
+- **Measured** on {metrics['parts']['test']['n']} held-out phantoms, the second half of {2 * metrics['parts']['test']['n']} ({metrics['protocol']}):
   accuracy {accuracy['value']:.3f} ({accuracy['interval'][0]:.3f} to {accuracy['interval'][1]:.3f}),
   ROC-AUC {area['value']:.3f} ({area['interval'][0]:.3f} to {area['interval'][1]:.3f}).
 - **SHA-256**: `{card['sha256']}`

@@ -93,7 +93,7 @@ def refuse_existing(
     path: str | Path, # the folder that shall be made
 ):
     "Raise `InputError` where `path` exists."
-    if Path(path).exists():
+    if os.path.lexists(path):
         raise InputError(f"The folder '{path}' exists already: choose another name or remove it first.")
 
 # %% ../nbs/00_base.ipynb #37b34199

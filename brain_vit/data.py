@@ -43,24 +43,37 @@ def to_grey(
     return np.array(image.convert("L") if image.mode in ("L", "1") else image.convert("RGB").convert("L"))
 
 # %% ../nbs/00_data.ipynb #34b0ada9
-def decode(path, max_pixels):
-    "Unpack a file whose size has been looked at first, turn it upright, and take its gray levels."
+def decode(path, max_pixels, levels=to_grey):
+    "Unpack a file whose size has been looked at first, turn it upright, and take its levels."
     with open(path, "rb") as file:
         image = Image.open(file)
         if image.width * image.height > max_pixels:
             raise Image.DecompressionBombError
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's photograph, once more and smaller
-            raise InputError(f"The file '{path}' holds {image.n_frames} pictures: save the one you mean as a file of its own.")
-        return to_grey(ImageOps.exif_transpose(image))
+        if (count := count_pictures(path)) > 1:
+            raise InputError(f"The file '{path}' holds {count} pictures: save the one you mean as a file of its own.")
+        return levels(ImageOps.exif_transpose(image))
+
+
+def count_pictures(path):
+    "How many pictures of one size a file holds: a smaller one is a preview, and what cannot be counted is one."
+    try:
+        with Image.open(path) as image:
+            count, size = getattr(image, "n_frames", 1), image.size
+            if count > 1:
+                image.seek(1)
+            return count if image.size == size and image.format != "MPO" else 1  # a phone's MPO holds one photograph
+    except Exception:
+        return 1
 
 # %% ../nbs/00_data.ipynb #e5f969f2
 def refuse_no_file(path):
     "Raise `InputError` unless there is a file with something in it."
-    if path.is_dir():
-        kind = "a link to a folder, and such links are not followed" if path.is_symlink() else "a folder" if os.access(path, os.R_OK) else "a folder that may not be opened"
-        raise InputError(f"The image '{path}' is {kind}: give the path of an image file.")
+    if path.is_dir() and path.is_symlink():
+        raise InputError(f"The path '{path}' is a link to a folder, and such links are not followed: put the folder itself there.")
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+        raise InputError(f"The folder '{path}' may not be opened: change its permissions.")
     if not path.is_file():
-        raise InputError(f"The image '{path}' is missing: give the path of an image file.")
+        raise InputError(f"The image '{path}' is {'a folder' if path.is_dir() else 'missing'}: give the path of an image file.")
     if path.stat().st_size == 0:
         raise InputError(f"The image '{path}' is empty (0 bytes): copy it again from its source.")
 
@@ -68,12 +81,13 @@ def refuse_no_file(path):
 def read_image(
     path: str | Path, # an image file; its content decides about the format, not its suffix
     max_pixels: int = 64_000_000, # refuse larger images: a small file can unpack to gigabytes
+    levels=to_grey, # what to make of the decoded picture
 ) -> np.ndarray: # (height, width) uint8, upright
     "Read one image file as gray levels. Raises `InputError` on anything that is not a whole image."
     path = Path(path)
-    refuse_no_file(path)
     try:
-        return decode(path, max_pixels)
+        refuse_no_file(path)
+        return decode(path, max_pixels, levels)
     except InputError:
         raise
     except Image.UnidentifiedImageError:
@@ -104,15 +118,21 @@ class LazyImages(Sequence):
 
 # %% ../nbs/00_data.ipynb #36e95d06
 def read_mask(
-    path: str | Path, # a mask: white on black or, where no pixel is bright, any number above 0 for a lesion
+    path: str | Path, # a mask: bright on dark, or numbers up to 32 for lesions on 0
     shape: tuple, # (height, width) of its image
 ) -> np.ndarray: # (height, width) bool
-    "The mask of an image, on its pixels."
-    levels = read_image(path)
+    "The mask of an image, on its pixels: what is above half of the brightest level, or has a number."
+    levels = read_image(path, levels=_mask_levels)
     if levels.shape != tuple(shape):
         raise InputError(f"The mask '{path}' has {levels.shape[0]} by {levels.shape[1]} pixels, its image has {shape[0]} by {shape[1]}: give masks on the image's own pixels.")
-    bright = levels > 127
-    return bright if bright.any() else levels > 0
+    if levels.max() > 32:
+        return levels > levels.max() / 2
+    return (levels > 0) & (levels.min() == 0)
+
+
+def _mask_levels(image):
+    "Gray levels, or the numbers as they are where they have more than 8 bits."
+    return np.asarray(image, "float64") if image.mode in ("I", "F") or image.mode.startswith("I;") else to_grey(image)
 
 # %% ../nbs/00_data.ipynb #5c985008
 class LazyMasks(Sequence):
@@ -225,15 +245,16 @@ def refuse_shape(
     if min(shape) < SMALLEST:
         raise InputError(f"The image '{path}' has only {height} by {width} pixels: at least {SMALLEST} by {SMALLEST} are needed.")
     if max(shape) > 16 * min(shape):
-        raise InputError(f"The image '{path}' is {width} by {height} pixels, too narrow for a slice: crop it first.")
+        raise InputError(f"The image '{path}' has {height} by {width} pixels, too narrow for a slice: crop it first.")
 
 # %% ../nbs/00_data.ipynb #b02b2291
 def check_file(
     path: Path, # any file
+    name: str = "", # by which reports will call it
 ) -> tuple: # digest of its bytes or None; reason why it cannot be used or None
     "Try to read a file as an image."
     try:
-        str(path).encode()
+        name.encode()
         refuse_shape(path, read_image(path).shape)
         return hashlib.sha256(path.read_bytes()).hexdigest(), None
     except UnicodeEncodeError:
@@ -267,6 +288,8 @@ def mask_files(
     "All masks of a folder and the folders below."
     files = {}
     for file in list_files(Path(masks).resolve(), []):
+        if file.is_dir():
+            continue
         files.setdefault(file.stem.removesuffix("_mask"), []).append(file)
     return files
 
@@ -306,7 +329,8 @@ def find_masks(
     if missing:
         skipped.append((folder.name, f"{len(missing)} images in 'yes' have no mask, for example '{missing[0]}': no mask is used."))
         return None
-    shared = [mask for mask, uses in Counter(filter(None, found)).items() if uses > 1]
+    places = {(mask, path.parent) for path, mask in zip(images.paths, found) if mask}  # one picture may lie there in two formats
+    shared = [mask for mask, uses in Counter(mask for mask, _ in places).items() if uses > 1]
     if shared:
         skipped.append((folder.name, f"The mask '{shared[0]}' fits several images: sort the masks into folders like the images; no mask is used."))
         return None
@@ -329,7 +353,7 @@ def checked_files(root, leave):
     "Every file of both classes: path, label, digest or None, and the reason why it cannot be used or None."
     files = labelled_files(root, leave)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checks = pool.map(check_file, [file for file, _ in files])
+        checks = pool.map(check_file, *zip(*[(file, file.relative_to(root).as_posix()) for file, _ in files]))
         return [(file, label, *check) for (file, label), check in zip(files, checks)]
 
 # %% ../nbs/00_data.ipynb #733cf244

@@ -99,7 +99,7 @@ def accuracy_difference(
     difference = _share_right(labels, first) - _share_right(labels, second)
     weights = group_weights(groups, num_bootstrap, np.random.default_rng(seed))
     low, high = np.percentile(weights @ difference / weights.sum(axis=1), [2.5, 97.5])
-    interval = [float(low), float(high)] if low < high else None  # where no image is answered differently, resampling says nothing
+    interval = [float(low), float(high)] if high - low > 1e-12 else None  # where no image is answered differently, resampling says nothing
     return {"value": float(difference.mean()), "interval": interval, "method": "paired cluster bootstrap"}
 
 # %% ../nbs/12_evaluate.ipynb #015084eb

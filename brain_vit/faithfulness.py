@@ -129,7 +129,7 @@ def _bootstrap(values, seed):
     "The 95% interval of the mean, from 2,000 resamples; None where these do not differ."
     draws = np.random.default_rng(seed).integers(len(values), size=(2000, len(values)))
     low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-    return [float(low), float(high)] if low < high else None
+    return [float(low), float(high)] if high - low > 1e-12 else None
 
 # %% ../nbs/14_faithfulness.ipynb #16087d1f
 def _explainer(method, patch_size, seed):

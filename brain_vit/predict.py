@@ -65,6 +65,7 @@ def _images_at(path):
 def _walk(folder):
     "Images by their suffix, sorted, from a folder and those below."
     try:
+        os.stat(os.path.join(folder, "."))  # whoever may list a folder may not always enter it
         with os.scandir(folder) as entries:
             names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries if not entry.name.startswith("."))
     except OSError as error:

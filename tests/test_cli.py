@@ -118,6 +118,13 @@ def test_a_folder_that_cannot_be_opened_does_not_stop_the_walk(tmp_path, monkeyp
     assert closed.path == str(tmp_path / "b") and "Permission denied" in closed.error
 
 
+def test_a_link_to_nowhere_is_in_the_way_too(tmp_path):
+    from brain_vit._base import InputError, refuse_existing
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="exists already"):
+        refuse_existing(tmp_path / "out")
+
+
 def test_failures_carry_the_path_that_was_given():
     from brain_vit.predict import find_images
     assert [failure.path for failure in find_images(["/nowhere/1.png"])] == ["/nowhere/1.png"]

@@ -193,15 +193,40 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
         LazyMasks([picture()], [tmp_path / "mask.png"])[0]
 
 
-@pytest.mark.parametrize("mode, levels", [("L", (0, 1)), ("L", (0, 255)), ("L", (3, 250)), ("I;16", (0, 1)), ("P", (0, 1)), ("1", (0, 255))])
-def test_masks_of_all_kinds_are_read(tmp_path, mode, levels):
-    "White on black, labels from 1 up, 16 bit, dark red of a palette, one bit."
-    expected = picture() > 128
-    image = Image.fromarray(np.where(expected, levels[1], levels[0]).astype("uint16" if mode == "I;16" else "uint8"))
-    if mode == "P":
+@pytest.mark.parametrize("kind", ["white", "gray", "dark red", "one bit", "labels", "deep labels", "deep white", "lossy"])
+def test_masks_of_all_kinds_are_read(tmp_path, kind):
+    "White on black, gray on black, dark red of a palette, one bit, labels from 1 up with 8 and 16 bits, JPEG."
+    rows, columns = np.mgrid[:40, :30]
+    expected, labels = np.hypot(rows - 20, columns - 15) < 9, np.where(columns < 15, 1, 4)
+    levels = {"white": 250 * expected + 3, "gray": 100 * expected, "lossy": 100 * expected, "deep white": 65535 * expected}.get(kind, expected * (labels if "labels" in kind else 1))
+    image = Image.fromarray(levels.astype("uint16" if "deep" in kind else "uint8"))
+    if kind == "dark red":
         image.putpalette([0, 0, 0, 128, 0, 0])
-    (image.convert("1") if mode == "1" else image).save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", expected.shape), expected)
+    if kind == "one bit":
+        image = Image.fromarray(expected)
+    file = tmp_path / ("mask.jpg" if kind == "lossy" else "mask.png")
+    image.save(file)
+    assert (read_mask(file, expected.shape) != expected).sum() <= (10 if kind == "lossy" else 0)
+
+
+@pytest.mark.parametrize("level", [0, 3])
+def test_a_mask_of_one_dark_level_holds_no_lesion(tmp_path, level):
+    save(tmp_path / "mask.png", np.full((40, 30), level, "uint8"))
+    assert not read_mask(tmp_path / "mask.png", (40, 30)).any()
+
+
+def test_linked_folders_are_no_masks(tmp_path):
+    for name in ("yes/p1.png", "yes/p2.png", "no/3.png", "masks/p2.png", "elsewhere/x.png"):
+        save(tmp_path / "set" / name, picture())
+    (tmp_path / "set" / "masks" / "p1").symlink_to(tmp_path / "set" / "elsewhere")
+    loaded = load_folder(tmp_path / "set")
+    assert loaded.masks is None and "have no mask" in loaded.skipped[0][1]
+
+
+def test_one_picture_in_two_formats_has_one_mask(tmp_path):
+    for name in ("yes/1.png", "yes/1.jpg", "yes/2.png", "no/3.png", "masks/yes/1.png", "masks/yes/2.png"):
+        save(tmp_path / name, picture())
+    assert load_folder(tmp_path).masks is not None
 
 
 def test_a_mask_that_fits_two_images_is_nobodys(tmp_path):
@@ -247,10 +272,28 @@ def test_a_file_with_many_pictures_is_refused(tmp_path):
             read_image(tmp_path / name)
 
 
+def test_previews_and_photographs_of_phones_are_no_second_picture(tmp_path):
+    whole, small = (Image.fromarray(picture(shape=shape)) for shape in ((40, 30), (10, 8)))
+    whole.save(tmp_path / "preview.tif", save_all=True, append_images=[small])
+    whole.save(tmp_path / "phone.mpo", save_all=True, append_images=[whole])
+    for name in ("preview.tif", "phone.mpo"):
+        assert read_image(tmp_path / name).shape == (40, 30)
+
+
+def test_a_tiff_with_a_torn_end_still_holds_its_picture(tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "whole.tif")
+    content = bytearray((tmp_path / "whole.tif").read_bytes())
+    start = int.from_bytes(content[4:8], "little")
+    end = start + 2 + 12 * int.from_bytes(content[start:start + 2], "little")
+    content[end:end + 4] = (10**6).to_bytes(4, "little")  # where the next picture would begin
+    (tmp_path / "torn.tif").write_bytes(content)
+    np.testing.assert_array_equal(read_image(tmp_path / "torn.tif"), picture())
+
+
 def test_what_is_no_slice_is_skipped_by_name(folder):
+    before = len(load_folder(folder))
     save(folder / "no" / "pixel.png", picture(shape=(1, 50)))
     save(folder / "no" / "strip.png", picture(shape=(20, 400)))
-    before = len(load_folder(folder))
     skipped = dict(load_folder(folder).skipped)
     assert "at least 8 by 8" in skipped["no/pixel.png"] and "too narrow" in skipped["no/strip.png"] and before == len(load_folder(folder))
 
@@ -260,6 +303,9 @@ def test_a_name_that_is_no_text_is_skipped(folder, tmp_path):
     save(folder / "yes" / os.fsdecode(b"caf\xe9.png"), picture())
     path, reason = load_folder(folder).skipped[-1]
     assert path.startswith("yes/caf") and "rename" in reason
+    place = tmp_path / os.fsdecode(b"th\xe8se")
+    folder.rename(place)  # above the set any name will do
+    assert len(load_folder(place)) == 6
     write_text(tmp_path / "report.md", reason)
     write_json(tmp_path / "report.json", [reason])
     assert "caf" in (tmp_path / "report.md").read_text(encoding="utf-8")
