@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'wilson_interval', 'group_weights', 'decision_metrics', 'ranking_metrics', 'probability_metrics',
-           'newcombe_interval', 'mean_interval', 'classification_metrics', 'format_metric', 'metrics_table', 'plot_roc',
-           'plot_confusion']
+           'newcombe_interval', 'mean_interval', 'classification_metrics', 'bootstrap_interval', 'format_metric',
+           'metrics_table', 'plot_roc', 'plot_confusion']
 
 # %% ../nbs/12_accuracy.ipynb #013d7d84
 import math
@@ -198,12 +198,14 @@ def _with_interval(name, value, samples, labels, probabilities, decisions, model
     elif name == "expected_calibration_error":
         interval, method = _calibration_interval(value, samples, probabilities, groups)
     else:
-        interval, method = _bootstrap_interval(samples[np.isfinite(samples)])
+        interval, method = bootstrap_interval(samples[np.isfinite(samples)])
     return {"value": float(value), "interval": interval, "method": method}
 
 # %% ../nbs/12_accuracy.ipynb #0f323f50
-def _bootstrap_interval(samples):
-    "The middle 95% of the resamples."
+def bootstrap_interval(
+    samples: np.ndarray, # (number of resamples,) a metric in each
+) -> tuple: # [low, high] or None, and how it was made
+    "The middle 95% of the resamples; none where these do not differ."
     if len(samples) == 0 or np.ptp(samples) < 1e-12:
         return None, "none: the resamples do not differ"
     return [float(limit) for limit in np.percentile(samples, [2.5, 97.5])], "cluster bootstrap"
@@ -211,7 +213,7 @@ def _bootstrap_interval(samples):
 # %% ../nbs/12_accuracy.ipynb #6f7906f2
 def _calibration_interval(value, samples, probabilities, groups):
     "Lower limit with the noise taken out, and 0 where a perfectly calibrated model could show as much; upper limit with the noise left in."
-    interval, method = _bootstrap_interval(samples)
+    interval, method = bootstrap_interval(samples)
     if interval is None:
         return interval, method
     low, high = max(0.0, min(value, 2 * value - interval[1])), max(value, interval[1])
@@ -249,12 +251,13 @@ METRICS = {
 # %% ../nbs/12_accuracy.ipynb #e0d8fc3c
 def format_metric(
     metric: dict, # {"value", "interval"}
+    digits: int = 3, # after the point
 ) -> str: # for people
     "A value with its interval, or a dash where there is none."
     if metric["value"] is None:
         return "–"
-    limits = "" if metric["interval"] is None else " ({:.3f}–{:.3f})".format(*metric["interval"])
-    return f"{metric['value']:.3f}{limits}"
+    limits = "" if metric["interval"] is None else " ({:.{d}f}–{:.{d}f})".format(*metric["interval"], d=digits)
+    return f"{metric['value']:.{digits}f}{limits}"
 
 # %% ../nbs/12_accuracy.ipynb #12c6005e
 def metrics_table(

@@ -75,11 +75,12 @@ NAMES, DISK = (errno.ENAMETOOLONG, errno.ELOOP), (errno.ENOSPC, errno.EROFS, get
 
 def _sentence(error):
     "What the user reads, and the exit code."
+    number = getattr(error, "errno", None)
     if isinstance(error, InputError):
         return error, 2
-    if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)) or getattr(error, "errno", 0) in NAMES:
+    if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)) or number in NAMES:
         return f"The path '{error.filename}' cannot be used ({error.strerror}): choose another one.", 2
-    if isinstance(error, OSError) and error.errno in DISK:
+    if number in DISK:
         place = f"The path '{error.filename}' cannot be written" if error.filename else "Nothing more can be written"
         return f"{place} ({error.strerror}): choose another place or make room.", 2
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
@@ -105,9 +106,16 @@ PresetOption = Annotated[Preset, typer.Option("--preset", help="Which model.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training images; by default what the preset needs.")]
 Augment = Annotated[bool, typer.Option("--augment/--no-augment", help="Vary the training images on the fly.")]
 
+# %% ../nbs/16_cli.ipynb #cd64c736
+def _new(out):
+    "The value of an option --out, unless something is there already."
+    if out is not None:
+        refuse_existing(out)
+    return out
+
 # %% ../nbs/16_cli.ipynb #5760d49f
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a killed run; give the same --out and options.")]
-Run = Annotated[Path | None, typer.Option("--out", metavar="RUN", help="The run folder; by default a new one in runs/, with preset and time in its name.")]
+Run = Annotated[Path | None, typer.Option("--out", callback=_new, metavar="RUN", help="The run folder; by default a new one in runs/, with preset and time in its name.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 # %% ../nbs/16_cli.ipynb #f2981a1e
@@ -132,7 +140,7 @@ def _load(data, seed=0, count=400, recipe="full"):
     return image_set
 
 # %% ../nbs/16_cli.ipynb #3b783274
-AuditFolder = Annotated[Path | None, typer.Option("--out", help="Also write the report and a page of pictures into this new folder.")]
+AuditFolder = Annotated[Path | None, typer.Option("--out", callback=_new, help="Also write the report and a page of pictures into this new folder.")]
 
 # %% ../nbs/16_cli.ipynb #b313af55
 @app.command()
@@ -142,8 +150,6 @@ def audit(data: Data = "phantom", out: AuditFolder = None, as_json: Json = False
     Example: brain_vit audit brain_tumor_dataset --out audit
     """
     from brain_vit.review import audit as review_data, audit_table, write_audit
-    if out:
-        refuse_existing(out)
     source = _source(data)
     report = review_data(source)
     report["name"] = data if data == "kaggle" else report["name"]
@@ -186,8 +192,6 @@ def train(
     """
     from brain_vit.run import train_run
     from brain_vit.training import train_recipe
-    if out:
-        refuse_existing(out)
     image_set, start = _load(data, seed, count, recipe), _start(preset.value, start)
     configs = train_recipe(preset.value, len(image_set), epochs, augment, seed, pretrained=start is not None)
     run = train_run(image_set, _run_folder(out, f"{image_set.name}-{preset.value}", resume), *configs, start, resume)
@@ -207,7 +211,6 @@ def _run_folder(out, name, resume):
     if out is None and resume:
         out = _unfinished()
     out = out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    refuse_existing(out)
     print(f"Writing '{out}'. If it is stopped: the same command with --resume --out {out}", file=sys.stderr)
     return out
 
@@ -256,7 +259,7 @@ Jobs = Annotated[int, typer.Option("--jobs", help="Folds at a time; -1: one per 
 
 # %% ../nbs/16_cli.ipynb #50768a18
 Suspects = Annotated[list[str] | None, typer.Option("--suspect", help="An image whose label is doubted, like yes/Y1.jpg; give it once per image: figures come with and without them.")]
-Report = Annotated[Path | None, typer.Option("--out", help="Also write tables, plots and errors into this new folder; a killed evaluation into it resumes.")]
+Report = Annotated[Path | None, typer.Option("--out", callback=_new, help="Also write tables, plots and errors into this new folder; a killed evaluation into it resumes.")]
 
 # %% ../nbs/16_cli.ipynb #a1bf66e9
 @app.command()
@@ -270,8 +273,6 @@ def evaluate(
     """
     if jobs == 0:
         raise InputError("With --jobs 0 nothing would run: give a number of folds at a time, or -1 for one per core.")
-    if out:
-        refuse_existing(out)
     from brain_vit.baselines import METHODS
     from brain_vit.evaluate import evaluate as run_evaluation, summary
     image_set = _load(data, seed, count)

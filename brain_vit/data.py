@@ -82,7 +82,7 @@ def read_image(
     path: str | Path, # an image file; its content decides about the format, not its suffix
     max_pixels: int = 64_000_000, # refuse larger images: a small file can unpack to gigabytes
     levels=to_grey, # what to make of the decoded picture
-) -> np.ndarray: # (height, width) uint8, upright
+) -> np.ndarray: # (height, width) uint8, or what `levels` makes, upright
     "Read one image file as gray levels. Raises `InputError` on anything that is not a whole image."
     path = Path(path)
     try:
@@ -353,7 +353,7 @@ def checked_files(root, leave):
     "Every file of both classes: path, label, digest or None, and the reason why it cannot be used or None."
     files = labelled_files(root, leave)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checks = pool.map(check_file, *zip(*[(file, file.relative_to(root).as_posix()) for file, _ in files]))
+        checks = pool.map(lambda file: check_file(file, file.relative_to(root).as_posix()), [file for file, _ in files])
         return [(file, label, *check) for (file, label), check in zip(files, checks)]
 
 # %% ../nbs/00_data.ipynb #733cf244

@@ -13,7 +13,7 @@ import numpy as np
 
 # %% ../nbs/12_evaluate.ipynb #11d96dae
 from ._base import InputError, new_folder, refuse_existing, show_images, use_style, write_csv, write_json, write_text
-from .accuracy import classification_metrics, format_metric, group_weights, metrics_table, plot_confusion, plot_roc
+from .accuracy import bootstrap_interval, classification_metrics, format_metric, group_weights, metrics_table, plot_confusion, plot_roc
 from .baselines import Part, make_method
 from .calibration import plot_reliability
 from .crossvalidate import FoldStore, describe, make_folds, run_folds, split_rows
@@ -98,8 +98,7 @@ def accuracy_difference(
     "How much more often the first method is right, with a paired 95% interval."
     difference = _share_right(labels, first) - _share_right(labels, second)
     weights = group_weights(groups, num_bootstrap, np.random.default_rng(seed))
-    low, high = np.percentile(weights @ difference / weights.sum(axis=1), [2.5, 97.5])
-    interval = [float(low), float(high)] if high - low > 1e-12 else None  # where no image is answered differently, resampling says nothing
+    interval, _ = bootstrap_interval(weights @ difference / weights.sum(axis=1))
     return {"value": float(difference.mean()), "interval": interval, "method": "paired cluster bootstrap"}
 
 # %% ../nbs/12_evaluate.ipynb #015084eb

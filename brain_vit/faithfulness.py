@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from ._base import InputError, markdown_table, mix_seed, patch_means, sigmoid
-from .accuracy import wilson_interval
+from .accuracy import bootstrap_interval, format_metric, wilson_interval
 from .data import find_mask, mask_files, read_mask
 from .draw import blurred, default_heatmap, hide_patches, pointing_hits, upsample_patches
 
@@ -128,8 +128,7 @@ def summarize(
 def _bootstrap(values, seed):
     "The 95% interval of the mean, from 2,000 resamples; None where these do not differ."
     draws = np.random.default_rng(seed).integers(len(values), size=(2000, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-    return [float(low), float(high)] if high - low > 1e-12 else None
+    return bootstrap_interval(values[draws].mean(axis=1))[0]
 
 # %% ../nbs/14_faithfulness.ipynb #16087d1f
 def _explainer(method, patch_size, seed):
@@ -206,10 +205,7 @@ def faithfulness_table(
 # %% ../nbs/14_faithfulness.ipynb #6e0ec2d8
 def _cell(summary):
     "A value and its interval, or a dash."
-    if summary is None or summary["value"] is None:
-        return "–"
-    interval = "" if summary["interval"] is None else " ({:.2f}–{:.2f})".format(*summary["interval"])
-    return f"{summary['value']:.2f}{interval}"
+    return "–" if summary is None else format_metric(summary, digits=2)
 
 # %% ../nbs/14_faithfulness.ipynb #a7e3f03b
 def lesion_size(

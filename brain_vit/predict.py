@@ -44,12 +44,7 @@ def find_images(
         except OSError as error:
             yield _closed(path, error)
 
-
-def _closed(path, error):
-    "A path that the system does not open."
-    return Failure(str(path), f"The path '{path}' cannot be opened ({error.strerror}): check its name and its permissions.")
-
-
+# %% ../nbs/15_predict.ipynb #554ce66e
 def _images_at(path):
     "What one path leads to."
     if path.is_dir():
@@ -60,6 +55,11 @@ def _images_at(path):
         yield path
     else:
         yield Failure(str(path), f"The path '{path}' does not exist: check its spelling.")
+
+
+def _closed(path, error):
+    "A path that the system does not open."
+    return Failure(str(path), f"The path '{path}' cannot be opened ({error.strerror}): check its name and its permissions.")
 
 # %% ../nbs/15_predict.ipynb #3912144e
 def _walk(folder):

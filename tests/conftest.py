@@ -18,6 +18,23 @@ def real_folder():
     return Path(folder)
 
 
+@pytest.fixture
+def close_folders(monkeypatch):
+    "Make folders of a name impossible to open, whoever runs the tests: for root all others are open."
+
+    def close(name):
+        scan = os.scandir
+
+        def refuse(path):
+            if Path(path).name == name:
+                raise PermissionError(13, "Permission denied", str(path))
+            return scan(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+
+    return close
+
+
 @pytest.fixture(scope="session")
 def run_cli():
     "Call the command in a process of its own, as a user does."

@@ -100,19 +100,12 @@ def test_pictures_of_images_with_long_or_like_names_are_all_written():
     assert len(set(long)) == 3 and all(len(name.encode()) < 200 for name in long)
 
 
-def test_a_folder_that_cannot_be_opened_does_not_stop_the_walk(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_opened_does_not_stop_the_walk(tmp_path, close_folders):
     from brain_vit.predict import Failure, find_images
     for name in ("a/1.png", "b/2.png", "c/3.png"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
-    scan = os.scandir
-
-    def refuse(path):
-        if str(path).endswith("b"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    close_folders("b")
     first, closed, last = find_images([tmp_path])
     assert (first.name, last.name) == ("1.png", "3.png") and isinstance(closed, Failure)
     assert closed.path == str(tmp_path / "b") and "Permission denied" in closed.error

@@ -250,17 +250,10 @@ def test_linked_files_go_by_their_own_names_and_linked_folders_are_named(tmp_pat
     assert [path for path, _ in loaded.skipped] == ["yes/p1"] and "link to a folder" in loaded.skipped[0][1]
 
 
-def test_a_folder_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_opened_is_named(tmp_path, close_folders):
     for name in ("yes/1.png", "yes/deep/2.png", "no/3.png"):
         save(tmp_path / name, picture())
-    scan = os.scandir
-
-    def refuse(path):
-        if str(path).endswith("deep"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    close_folders("deep")
     assert [path for path, _ in load_folder(tmp_path).skipped] == ["yes/deep"]
 
 
